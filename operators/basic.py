@@ -1,0 +1,164 @@
+"""Sparsifying transforms: finite differences and orthonormal wavelets."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .linop import LinearOperator, Space
+
+
+class FiniteDifference(LinearOperator):
+    """Forward differences along the trailing `ndim` axes, stacked on a new first trailing axis; 0 at the far edges.
+
+    (D x)_a[i] = x[i + 1] - x[i] along axis a; ||D||^2 < 4 ndim.
+
+    Parameters
+    ----------
+    space : the images; further axes before the trailing `ndim` ones are kept apart.
+    ndim : number of differenced axes.
+    """
+
+    def __init__(self, space: Space, ndim: int) -> None:
+        super().__init__(space, Space((ndim, *space.shape), space.dtype, space.device))
+        self._stack_axis = -len(space.shape) - 1
+        self._axes = range(-ndim, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gradient = x.new_zeros((*x.shape[: x.ndim + self._stack_axis + 1], *self.codomain.shape))
+        for axis, part in zip(self._axes, gradient.unbind(self._stack_axis), strict=True):
+            length = x.shape[axis] - 1
+            part.narrow(axis, 0, length).copy_(x.narrow(axis, 1, length) - x.narrow(axis, 0, length))
+        return gradient
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        result = torch.zeros_like(y.select(self._stack_axis, 0))
+        for axis, part in zip(self._axes, y.unbind(self._stack_axis), strict=True):
+            length = part.shape[axis] - 1
+            inner = part.narrow(axis, 0, length)
+            result.narrow(axis, 1, length).add_(inner)
+            result.narrow(axis, 0, length).sub_(inner)
+        return result
+
+
+# Orthonormal scaling filters of Daubechies with 1, 2 and 4 vanishing moments (Ten Lectures on Wavelets, table 6.1).
+_SQRT3, _SQRT2 = math.sqrt(3), math.sqrt(2)
+SCALING_FILTERS = {
+    "haar": (1 / _SQRT2, 1 / _SQRT2),
+    "db2": tuple(c / (4 * _SQRT2) for c in (1 + _SQRT3, 3 + _SQRT3, 3 - _SQRT3, 1 - _SQRT3)),
+    "db4": (
+        0.23037781330885523, 0.7148465705525415, 0.6308807679295904, -0.02798376941698385,
+        -0.18703481171888114, 0.030841381835986965, 0.032883011666982945, -0.010597401784997278,
+    ),
+}  # fmt: skip
+
+
+class Wavelet(LinearOperator):
+    """Orthonormal periodic wavelet transform of the trailing two or three axes (Mallat's pyramid, in place).
+
+    Each level multiplies every axis by a small orthogonal matrix: matrix products are faster than strided convolutions at
+    the sizes of images, and the adjoint is exact. A length that is odd at some level carries its last sample over to the
+    next one, so that any size is allowed and W^H W = W W^H = I always.
+
+    Parameters
+    ----------
+    space : the images, real or complex; axes before the trailing `ndim` ones are kept apart.
+    ndim : number of transformed axes.
+    name : a key of SCALING_FILTERS.
+    levels : depth of the pyramid; None goes down to 16 samples along the shortest axis, as is usual in MRI.
+
+    References
+    ----------
+    Mallat, IEEE Trans Pattern Anal Mach Intell 11, 674 (1989).
+    """
+
+    def __init__(self, space: Space, ndim: int, *, name: str = "db2", levels: int | None = None) -> None:
+        if name not in SCALING_FILTERS:
+            raise ValueError(f"wavelet: expected one of {', '.join(SCALING_FILTERS)}, got {name!r}")
+        super().__init__(space, space)
+        self.ndim = ndim
+        if levels is None:
+            levels = max(1, int(math.log2(max(min(space.shape[-ndim:]), 32) / 16)))
+        real = space.dtype.to_real()
+        taps = torch.tensor(SCALING_FILTERS[name], dtype=torch.float64)
+        self._levels: list[list[Tensor]] = []
+        shape = space.shape[-ndim:]
+        for _ in range(levels):
+            self._levels.append([_level_matrix(n, taps).to(real).to(space.device) for n in shape])
+            shape = tuple((n + 1) // 2 for n in shape)
+
+    @property
+    def levels(self) -> int:
+        return len(self._levels)
+
+    def approximation(self) -> tuple[slice, ...]:
+        """Index of the scaling coefficients, which a sparsity penalty leaves alone."""
+        shape = self.domain.shape[-self.ndim :]
+        for _ in self._levels:
+            shape = tuple((n + 1) // 2 for n in shape)
+        return (..., *(slice(0, n) for n in shape))  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _from_planes(self._analyse(_to_planes(x)), x.is_complex())
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return _from_planes(self._synthesise(_to_planes(y)), y.is_complex())
+
+    def gram(self, x: Tensor) -> Tensor:
+        return x
+
+    def _analyse(self, planes: Tensor) -> Tensor:
+        coefficients = planes.clone()
+        for matrices in self._levels:
+            block = coefficients[_corner(matrices)]
+            block.copy_(_multiply(block, matrices))
+        return coefficients
+
+    def _synthesise(self, planes: Tensor) -> Tensor:
+        coefficients = planes.clone()
+        for matrices in reversed(self._levels):
+            block = coefficients[_corner(matrices)]
+            block.copy_(_multiply(block, [matrix.mT for matrix in matrices]))
+        return coefficients
+
+
+def _level_matrix(n: int, taps: Tensor) -> Tensor:
+    """One level on n samples: scaling coefficients first, then wavelet coefficients."""
+    even = n - n % 2
+    high = taps.flip(0) * torch.tensor([(-1.0) ** k for k in range(len(taps))], dtype=taps.dtype)
+    matrix = torch.zeros(n, n, dtype=taps.dtype)
+    for i in range(even // 2):
+        for k in range(len(taps)):
+            matrix[i, (2 * i + k) % even] += taps[k]
+            matrix[n - even // 2 + i, (2 * i + k) % even] += high[k]
+    if n % 2:
+        matrix[even // 2, n - 1] = 1.0
+    return matrix
+
+
+def _corner(matrices: list[Tensor]) -> tuple[slice, ...]:
+    return (..., *(slice(0, len(matrix)) for matrix in matrices))  # type: ignore[return-value]
+
+
+def _multiply(block: Tensor, matrices: list[Tensor]) -> Tensor:
+    """Apply one matrix along each trailing axis."""
+    ndim = len(matrices)
+    for axis, matrix in zip(range(-ndim, 0), matrices, strict=True):
+        if axis == -1:
+            block = block @ matrix.mT
+        elif axis == -2:
+            block = matrix @ block
+        else:
+            block = (matrix @ block.flatten(axis + 1)).unflatten(-1, block.shape[axis + 1 :])
+    return block
+
+
+def _to_planes(x: Tensor) -> Tensor:
+    """Real and imaginary parts as a batch of two real images (products of real matrices with them are cheapest)."""
+    return torch.stack((x.real, x.imag)) if x.is_complex() else x
+
+
+def _from_planes(planes: Tensor, is_complex: bool) -> Tensor:
+    return torch.complex(planes[0], planes[1]) if is_complex else planes

@@ -1,0 +1,299 @@
+"""Linear operators and their algebra.
+
+An operator maps tensors whose trailing axes are ``domain.shape`` to tensors whose trailing axes are ``codomain.shape``;
+every axis before them is batch. Operators are plain objects built from tensors that already sit on their device.
+The inner product is Re<x, y>, so that complex images may have real data and the other way round.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Space:
+    """The trailing axes of a tensor: shape, dtype and device."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, x: Tensor, ndim: int | None = None) -> Space:
+        """The space of the trailing `ndim` axes of x (of all its axes by default)."""
+        shape = tuple(x.shape) if ndim is None else tuple(x.shape[x.ndim - ndim :])
+        return cls(shape, x.dtype, x.device)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The trailing axes, as negative numbers."""
+        return tuple(range(-len(self.shape), 0))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def check(self, x: Tensor, name: str) -> None:
+        """Raise ValueError unless the trailing axes, dtype and device of x are those of this space."""
+        if tuple(x.shape[max(x.ndim - len(self.shape), 0) :]) != self.shape:
+            raise ValueError(
+                f"{name}: expected trailing axes {self.shape} (leading axes are batch), got a tensor of shape {tuple(x.shape)}"
+            )
+        if x.dtype != self.dtype:
+            raise ValueError(f"{name}: expected dtype {self.dtype}, got {x.dtype}; convert it with x.to({self.dtype})")
+        if x.device != self.device:
+            raise ValueError(
+                f"{name}: expected a tensor on {self.device}, got one on {x.device}; move the data, not the operator"
+            )
+
+    def inner(self, x: Tensor, y: Tensor) -> Tensor:
+        """Re<x, y> over the trailing axes, shape (batch...)."""
+        if x.is_complex():
+            x, y = torch.view_as_real(x).flatten(-2), torch.view_as_real(y).flatten(-2)
+        return (x * y).sum(self.axes)
+
+    def expand(self, value: Tensor) -> Tensor:
+        """Append singleton axes, so that a value per batch entry multiplies tensors of this space."""
+        return value.reshape(value.shape + (1,) * len(self.shape))
+
+    def zeros(self, *batch: int) -> Tensor:
+        return torch.zeros(*batch, *self.shape, dtype=self.dtype, device=self.device)
+
+    def randn(self, *batch: int, generator: torch.Generator) -> Tensor:
+        """White noise of unit variance per real component."""
+        scale = math.sqrt(2) if self.dtype.is_complex else 1.0
+        shape = (*batch, *self.shape)
+        return scale * torch.randn(shape, dtype=self.dtype, device=self.device, generator=generator)
+
+
+class LinearOperator:
+    """A linear map with its exact adjoint.
+
+    Subclasses implement `forward` and `adjoint`, and `gram` where A^H A is cheaper than A followed by A^H.
+
+    Parameters
+    ----------
+    domain, codomain : the spaces of x and of A x.
+    """
+
+    def __init__(self, domain: Space, codomain: Space) -> None:
+        self.domain = domain
+        self.codomain = codomain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A x, without checks."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^H y, without checks."""
+        raise NotImplementedError(f"{type(self).__name__} must define adjoint")
+
+    def gram(self, x: Tensor) -> Tensor:
+        """A^H A x, without checks."""
+        return self.adjoint(self.forward(x))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A x.
+
+        Raises
+        ------
+        ValueError
+            If the trailing axes, dtype or device of x are not those of the domain.
+        """
+        self.domain.check(x, f"input of {self!r}")
+        return self.forward(x)
+
+    @property
+    def H(self) -> LinearOperator:
+        """The adjoint operator."""
+        return Adjoint(self)
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        return Composition(self, other)
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        return Sum(self, other)
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        return Sum(self, -1.0 * other)
+
+    def __mul__(self, scalar: float | complex) -> LinearOperator:
+        return Scaled(scalar, self)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LinearOperator:
+        return Scaled(-1.0, self)
+
+    def norm(self, *, iterations: int = 30, seed: int = 0) -> float:
+        """Spectral norm, by the power method on A^H A: a lower bound that tightens with the iterations."""
+        generator = torch.Generator(self.domain.device).manual_seed(seed)
+        x = self.domain.randn(generator=generator)
+        eigenvalue = x.new_zeros((), dtype=x.real.dtype)
+        for _ in range(iterations):
+            length = self.domain.inner(x, x).sqrt()
+            if length == 0:
+                return 0.0
+            x = self.gram(x / length)
+            eigenvalue = self.domain.inner(x, x).sqrt()
+        return math.sqrt(float(eigenvalue))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_arrow(self)})"
+
+
+def _arrow(operator: LinearOperator) -> str:
+    return f"{operator.domain.shape} -> {operator.codomain.shape}"
+
+
+class Adjoint(LinearOperator):
+    """A^H."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(operator.codomain, operator.domain)
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.forward(y)
+
+    @property
+    def H(self) -> LinearOperator:
+        return self.operator
+
+
+class Composition(LinearOperator):
+    """A B: first B, then A."""
+
+    def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
+        if outer.domain != inner.codomain:
+            raise ValueError(f"cannot compose: {outer!r} does not accept what {inner!r} returns; spaces must be equal")
+        super().__init__(inner.domain, outer.codomain)
+        self.outer, self.inner = outer, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer.forward(self.inner.forward(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+    def gram(self, x: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.gram(self.inner.forward(x)))
+
+
+class Sum(LinearOperator):
+    """A + B."""
+
+    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
+        if (first.domain, first.codomain) != (second.domain, second.codomain):
+            raise ValueError(f"cannot add {first!r} and {second!r}: domains and codomains must be equal")
+        super().__init__(first.domain, first.codomain)
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first.forward(x) + self.second.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.first.adjoint(y) + self.second.adjoint(y)
+
+
+class Scaled(LinearOperator):
+    """c A, for a number c."""
+
+    def __init__(self, scalar: float | complex, operator: LinearOperator) -> None:
+        if isinstance(scalar, complex) and not (
+            operator.domain.dtype.is_complex and operator.codomain.dtype.is_complex
+        ):
+            raise ValueError(
+                f"cannot scale {operator!r} by the complex number {scalar}: its domain or codomain is real"
+            )
+        super().__init__(operator.domain, operator.codomain)
+        self.scalar, self.operator = scalar, operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scalar * self.operator.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (
+            complex(self.scalar).conjugate() * self.operator.adjoint(y)
+            if isinstance(self.scalar, complex)
+            else self.scalar * self.operator.adjoint(y)
+        )
+
+    def gram(self, x: Tensor) -> Tensor:
+        return abs(self.scalar) ** 2 * self.operator.gram(x)
+
+
+class Stack(LinearOperator):
+    """(A_1; ...; A_n): several operators of one domain, their results stacked on a new first trailing axis.
+
+    Raises
+    ------
+    ValueError
+        If domains or codomains differ.
+    """
+
+    def __init__(self, *operators: LinearOperator) -> None:
+        first = operators[0]
+        for other in operators[1:]:
+            if (other.domain, other.codomain) != (first.domain, first.codomain):
+                raise ValueError(f"cannot stack {first!r} and {other!r}: domains and codomains must be equal")
+        codomain = Space((len(operators), *first.codomain.shape), first.codomain.dtype, first.codomain.device)
+        super().__init__(first.domain, codomain)
+        self.operators = operators
+
+    @property
+    def _axis(self) -> int:
+        return -len(self.codomain.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([operator.forward(x) for operator in self.operators], self._axis)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        parts = [operator.adjoint(part) for operator, part in zip(self.operators, y.unbind(self._axis), strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def gram(self, x: Tensor) -> Tensor:
+        return torch.stack([operator.gram(x) for operator in self.operators]).sum(0)
+
+
+class Identity(LinearOperator):
+    """I on a space."""
+
+    def __init__(self, space: Space) -> None:
+        super().__init__(space, space)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
+class Matrix(LinearOperator):
+    """A dense matrix acting on the flattened domain; for small problems and tests.
+
+    Parameters
+    ----------
+    matrix : (rows, columns).
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        rows, columns = matrix.shape
+        super().__init__(
+            Space((columns,), matrix.dtype, matrix.device),
+            Space((rows,), matrix.dtype, matrix.device),
+        )
+        self.matrix = matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.mT
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y @ self.matrix.conj()

@@ -1,0 +1,111 @@
+"""Multi-coil MRI: Cartesian SENSE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .fourier import fftc, ifftc
+from .linop import LinearOperator, Space
+
+
+def sense(mask: Tensor, sens_maps: Tensor) -> LinearOperator:
+    """Cartesian SENSE: k-space of an image seen by several coils.
+
+    The transform is centred and orthonormal, so with maps whose sum of squares is 1 the operator norm is at most 1.
+
+    Parameters
+    ----------
+    mask : (ky, kx) or (kz, ky, kx) bool; True where sampled.
+    sens_maps : (..., set, coil, y, x) or (..., set, coil, z, y, x) complex; axes before `set` (slices, say) are problems side
+        by side. One set of maps of ones is single-coil MRI.
+
+    Returns
+    -------
+    LinearOperator from images (..., set, y, x) to k-space (..., coil, ky, kx), which is 0 where nothing was sampled.
+
+    Raises
+    ------
+    ValueError
+        If mask is not bool, maps are not complex, or their trailing axes differ.
+
+    References
+    ----------
+    Pruessmann et al., Magn Reson Med 42, 952 (1999); several sets: Uecker et al., Magn Reson Med 71, 990 (2014).
+    """
+    return Sense(mask, sens_maps)
+
+
+class Sense(LinearOperator):
+    """See `sense`."""
+
+    def __init__(self, mask: Tensor, sens_maps: Tensor) -> None:
+        ndim = mask.ndim
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask: expected dtype torch.bool, got {mask.dtype}; use mask != 0")
+        if not sens_maps.is_complex() or sens_maps.ndim < ndim + 2:
+            raise ValueError(
+                f"sens_maps: expected complex (..., set, coil, *{tuple(mask.shape)}), got {sens_maps.dtype} of shape "
+                f"{tuple(sens_maps.shape)}; add axes for set and coil, or convert with sens_maps.to(torch.complex64)"
+            )
+        if sens_maps.shape[-ndim:] != mask.shape:
+            raise ValueError(
+                f"mask {tuple(mask.shape)} and sens_maps {tuple(sens_maps.shape)} differ in their last {ndim} axes; "
+                "estimate the maps at the size of the mask"
+            )
+        *batch, sets, coils = sens_maps.shape[:-ndim]
+        domain = Space((*batch, sets, *mask.shape), sens_maps.dtype, sens_maps.device)
+        codomain = Space((*batch, coils, *mask.shape), sens_maps.dtype, sens_maps.device)
+        super().__init__(domain, codomain)
+        self.mask = mask
+        self.sens_maps = sens_maps
+        self._axes = tuple(range(-ndim, 0))
+        self._coil_axis, self._set_axis = -ndim - 1, -ndim - 2
+        # A^H A = S^H F^H M F S. F^H M F is a circular convolution: it commutes with the shifts of the centred transform,
+        # and it is the identity along every axis on which the mask does not depend.
+        self._gram_axes = [axis for axis in self._axes if not bool((mask == mask.narrow(axis, 0, 1)).all())]
+        self._gram_mask = torch.fft.ifftshift(mask, dim=self._axes).to(sens_maps.dtype)
+        for axis in set(self._axes) - set(self._gram_axes):
+            self._gram_mask = self._gram_mask.narrow(axis, 0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coil_images = (self.sens_maps * x.unsqueeze(self._coil_axis)).sum(self._set_axis)
+        return fftc(coil_images, self._axes) * self.mask
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        coil_images = ifftc(y * self.mask, self._axes).unsqueeze(self._set_axis)
+        return (self.sens_maps.conj() * coil_images).sum(self._coil_axis)
+
+    def gram(self, x: Tensor) -> Tensor:
+        result: Tensor = _SenseGram.apply(x, self)
+        return result
+
+    def _gram(self, x: Tensor) -> Tensor:
+        """Coil by coil, so that the working set stays in cache and memory does not grow with the coils."""
+        result = torch.zeros_like(x)
+        for sens_map in self.sens_maps.unbind(self._coil_axis):
+            coil_image = (
+                sens_map * x
+                if sens_map.shape[self._coil_axis] == 1
+                else (sens_map * x).sum(self._coil_axis, keepdim=True)
+            )
+            if self._gram_axes:
+                coil_image = torch.fft.fftn(coil_image, dim=self._gram_axes)
+                coil_image *= self._gram_mask
+                coil_image = torch.fft.ifftn(coil_image, dim=self._gram_axes)
+            result.addcmul_(sens_map.conj(), coil_image)
+        return result
+
+
+class _SenseGram(torch.autograd.Function):
+    """A^H A is its own adjoint, hence its own derivative."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, operator: Sense) -> Tensor:
+        ctx.operator = operator  # type: ignore[attr-defined]
+        return operator._gram(x)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        result: Tensor = _SenseGram.apply(gradient, ctx.operator)  # type: ignore[attr-defined]
+        return result, None
