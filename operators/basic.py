@@ -58,9 +58,9 @@ SCALING_FILTERS = {
 class Wavelet(LinearOperator):
     """Orthonormal periodic wavelet transform of the trailing two or three axes (Mallat's pyramid, in place).
 
-    Each level multiplies every axis by a small orthogonal matrix: matrix products are faster than strided convolutions at
-    the sizes of images, and the adjoint is exact. A length that is odd at some level carries its last sample over to the
-    next one, so that any size is allowed and W^H W = W W^H = I always.
+    Each level multiplies every axis by a small orthogonal matrix: at the sizes of images matrix products are faster than
+    strided convolutions, and the adjoint is exact. A length that is odd at some level carries its last sample over to
+    the next one, so that any size is allowed and W^H W = W W^H = I always.
 
     Parameters
     ----------
@@ -94,11 +94,11 @@ class Wavelet(LinearOperator):
         return len(self._levels)
 
     def approximation(self) -> tuple[slice, ...]:
-        """Index of the scaling coefficients, which a sparsity penalty leaves alone."""
+        """Index along the transformed axes of the scaling coefficients, which a sparsity penalty leaves alone."""
         shape = self.domain.shape[-self.ndim :]
         for _ in self._levels:
             shape = tuple((n + 1) // 2 for n in shape)
-        return (..., *(slice(0, n) for n in shape))  # type: ignore[return-value]
+        return tuple(slice(0, n) for n in shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return _from_planes(self._analyse(_to_planes(x)), x.is_complex())
@@ -112,14 +112,14 @@ class Wavelet(LinearOperator):
     def _analyse(self, planes: Tensor) -> Tensor:
         coefficients = planes.clone()
         for matrices in self._levels:
-            block = coefficients[_corner(matrices)]
+            block = coefficients[..., *_corner(matrices)]
             block.copy_(_multiply(block, matrices))
         return coefficients
 
     def _synthesise(self, planes: Tensor) -> Tensor:
         coefficients = planes.clone()
         for matrices in reversed(self._levels):
-            block = coefficients[_corner(matrices)]
+            block = coefficients[..., *_corner(matrices)]
             block.copy_(_multiply(block, [matrix.mT for matrix in matrices]))
         return coefficients
 
@@ -139,7 +139,7 @@ def _level_matrix(n: int, taps: Tensor) -> Tensor:
 
 
 def _corner(matrices: list[Tensor]) -> tuple[slice, ...]:
-    return (..., *(slice(0, len(matrix)) for matrix in matrices))  # type: ignore[return-value]
+    return tuple(slice(0, len(matrix)) for matrix in matrices)
 
 
 def _multiply(block: Tensor, matrices: list[Tensor]) -> Tensor:

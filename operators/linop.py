@@ -41,7 +41,7 @@ class Space:
         """Raise ValueError unless the trailing axes, dtype and device of x are those of this space."""
         if tuple(x.shape[max(x.ndim - len(self.shape), 0) :]) != self.shape:
             raise ValueError(
-                f"{name}: expected trailing axes {self.shape} (leading axes are batch), got a tensor of shape {tuple(x.shape)}"
+                f"{name}: expected trailing axes {self.shape} (leading axes are batch), got shape {tuple(x.shape)}"
             )
         if x.dtype != self.dtype:
             raise ValueError(f"{name}: expected dtype {self.dtype}, got {x.dtype}; convert it with x.to({self.dtype})")

@@ -17,8 +17,8 @@ def sense(mask: Tensor, sens_maps: Tensor) -> LinearOperator:
     Parameters
     ----------
     mask : (ky, kx) or (kz, ky, kx) bool; True where sampled.
-    sens_maps : (..., set, coil, y, x) or (..., set, coil, z, y, x) complex; axes before `set` (slices, say) are problems side
-        by side. One set of maps of ones is single-coil MRI.
+    sens_maps : (..., set, coil, y, x) or (..., set, coil, z, y, x) complex; axes before `set` (slices, say) are
+        problems side by side. One set of maps of ones is single-coil MRI.
 
     Returns
     -------
@@ -61,8 +61,8 @@ class Sense(LinearOperator):
         self.sens_maps = sens_maps
         self._axes = tuple(range(-ndim, 0))
         self._coil_axis, self._set_axis = -ndim - 1, -ndim - 2
-        # A^H A = S^H F^H M F S. F^H M F is a circular convolution: it commutes with the shifts of the centred transform,
-        # and it is the identity along every axis on which the mask does not depend.
+        # A^H A = S^H F^H M F S. F^H M F is a circular convolution: it commutes with the shifts of the centred
+        # transform, and it is the identity along every axis on which the mask does not depend.
         self._gram_axes = [axis for axis in self._axes if not bool((mask == mask.narrow(axis, 0, 1)).all())]
         self._gram_mask = torch.fft.ifftshift(mask, dim=self._axes).to(sens_maps.dtype)
         for axis in set(self._axes) - set(self._gram_axes):

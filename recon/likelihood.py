@@ -56,7 +56,9 @@ class Gaussian:
     def solve(
         self, v: Tensor, tau: float, *, iterations: int, x0: Tensor | None = None, tolerance: float = 0.0
     ) -> Tensor:
-        """argmin_x tau nll(x) + 1/2 ||x - v||^2 by conjugate gradients on (I + tau A^H A) x = v + tau A^H y from x0 (v).
+        """argmin_x tau nll(x) + 1/2 ||x - v||^2, by conjugate gradients from x0 (v by default).
+
+        The system is (I + tau A^H A) x = v + tau A^H y.
 
         Stopped early it is the data consistency step of DDS.
         """

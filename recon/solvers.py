@@ -46,7 +46,7 @@ def cg(
         if bool((rr <= limit).all()):
             break
         q = apply(p)
-        alpha = _ratio(rr, space.inner(p, q))
+        alpha = torch.where(rr > limit, _ratio(rr, space.inner(p, q)), 0.0)  # converged problems stand still
         x = x + space.expand(alpha) * p
         r = r - space.expand(alpha) * q  # residual b - A x
         rr, rr_before = space.inner(r, r), rr
@@ -82,18 +82,18 @@ def fista(
 
     References
     ----------
-    Beck and Teboulle, SIAM J Imaging Sci 2, 183 (2009); restart: O'Donoghue and Candes, Found Comput Math 15, 715 (2015).
+    Beck and Teboulle, SIAM J Imaging Sci 2, 183 (2009).
+    Restart: O'Donoghue and Candes, Found Comput Math 15, 715 (2015).
     """
     x, z = x0, x0
-    t = 1.0
+    t = torch.ones_like(space.inner(x0, x0))
     for iteration in range(iterations):
         x_before = x
         x = prox(z - step * gradient(z), step)
         change = x - x_before
-        if bool((space.inner(z - x, change) > 0).any()):  # momentum points uphill
-            t = 1.0
-        t_next = (1 + (1 + 4 * t * t) ** 0.5) / 2
-        z = x + ((t - 1) / t_next) * change
+        t = torch.where(space.inner(z - x, change) > 0, 1.0, t)  # momentum points uphill
+        t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
+        z = x + space.expand((t - 1) / t_next) * change
         t = t_next
         if callback is not None:
             callback(iteration, x)
