@@ -49,8 +49,8 @@ SCALING_FILTERS = {
     "haar": (1 / _SQRT2, 1 / _SQRT2),
     "db2": tuple(c / (4 * _SQRT2) for c in (1 + _SQRT3, 3 + _SQRT3, 3 - _SQRT3, 1 - _SQRT3)),
     "db4": (
-        0.23037781330885523, 0.7148465705525415, 0.6308807679295904, -0.02798376941698385,
-        -0.18703481171888114, 0.030841381835986965, 0.032883011666982945, -0.010597401784997278,
+        0.2303778133088964, 0.7148465705529154, 0.6308807679298587, -0.0279837694168599,
+        -0.1870348117190931, 0.0308413818355607, 0.0328830116668852, -0.0105974017850690,
     ),
 }  # fmt: skip
 
@@ -58,7 +58,7 @@ SCALING_FILTERS = {
 class Wavelet(LinearOperator):
     """Orthonormal periodic wavelet transform of the trailing two or three axes (Mallat's pyramid, in place).
 
-    Each level multiplies every axis by a small orthogonal matrix: at the sizes of images matrix products are faster than
+    Each level multiplies every axis by a small orthogonal matrix: at image sizes matrix products are faster than
     strided convolutions, and the adjoint is exact. A length that is odd at some level carries its last sample over to
     the next one, so that any size is allowed and W^H W = W W^H = I always.
 
@@ -112,14 +112,14 @@ class Wavelet(LinearOperator):
     def _analyse(self, planes: Tensor) -> Tensor:
         coefficients = planes.clone()
         for matrices in self._levels:
-            block = coefficients[..., *_corner(matrices)]
+            block = _corner(coefficients, matrices)
             block.copy_(_multiply(block, matrices))
         return coefficients
 
     def _synthesise(self, planes: Tensor) -> Tensor:
         coefficients = planes.clone()
         for matrices in reversed(self._levels):
-            block = coefficients[..., *_corner(matrices)]
+            block = _corner(coefficients, matrices)
             block.copy_(_multiply(block, [matrix.mT for matrix in matrices]))
         return coefficients
 
@@ -138,8 +138,11 @@ def _level_matrix(n: int, taps: Tensor) -> Tensor:
     return matrix
 
 
-def _corner(matrices: list[Tensor]) -> tuple[slice, ...]:
-    return tuple(slice(0, len(matrix)) for matrix in matrices)
+def _corner(coefficients: Tensor, matrices: list[Tensor]) -> Tensor:
+    """View of the block on which a level acts."""
+    for axis, matrix in zip(range(-len(matrices), 0), matrices, strict=True):
+        coefficients = coefficients.narrow(axis, 0, len(matrix))
+    return coefficients
 
 
 def _multiply(block: Tensor, matrices: list[Tensor]) -> Tensor:
