@@ -36,7 +36,7 @@ def fastmri_random(
         If the shape, the acceleration or the calibration is out of range.
     """
     n, c = _lines_and_calibration(shape, acceleration, calibration, axis)
-    check_calibration(c, n, n / acceleration)
+    check_calibration(c, n, n / acceleration)  # p would be below 0
     p = (n / acceleration - c) / (n - c) if c < n else 1.0
     drawn = torch.from_numpy(_random_state(seed).uniform(size=n) < p)
     return spread(drawn | _centre(n, c), shape, (axis,))
@@ -167,10 +167,10 @@ def _lines_and_calibration(
 ) -> tuple[int, int]:
     """Lines of the grid, and calibration lines: those asked for, else the challenge's."""
     n = lines(shape, axis)
-    count = budget(n, acceleration)
+    budget(n, acceleration)
     if calibration is None:
         return n, round(n * (0.08 if acceleration <= 4 else 0.04))
-    return n, check_calibration(calibration, n, count)
+    return n, check_calibration(calibration, n, n)  # laid over the pattern, which need not have room for it
 
 
 def _centre(n: int, c: int) -> Tensor:

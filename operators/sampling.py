@@ -34,12 +34,14 @@ def readout_axes(mask: Tensor) -> tuple[int, ...]:
     return tuple(axis for axis in range(-mask.ndim, 0) if bool((mask == mask.narrow(axis, 0, 1)).all()))
 
 
-def calibration_region(mask: Tensor) -> tuple[slice, ...]:
-    """Largest fully sampled block around the origin of k-space, one slice per axis.
+def calibration_region(mask: Tensor, *, longest: int | None = None) -> tuple[slice, ...]:
+    """Fully sampled block of the largest volume around the origin of k-space, one slice per axis.
 
     Centred to half a sample: a side of even length may reach one sample further on either side of index n // 2.
-    Of several blocks the one of the largest volume is taken, and of those the first. Where the origin itself is not
-    sampled every slice is empty.
+    Where the origin itself is not sampled every slice is empty.
+
+    longest : no side is longer than this; None sets no limit. Patterns that are dense in the middle often hold a long
+        thin block of a volume larger than that of their calibration square: `longest=24` finds the square.
     """
     sampled, origin = mask.bool(), tuple(n // 2 for n in mask.shape)
     best, best_volume = (*(slice(c, c) for c in origin),), 0
@@ -48,17 +50,21 @@ def calibration_region(mask: Tensor) -> tuple[slice, ...]:
     constant = readout_axes(mask)
     if constant:  # whole lines: one sample of each says all
         here = mask.ndim + constant[0]
-        rest = calibration_region(sampled.select(here, 0))
-        return (*rest[:here], slice(0, mask.shape[here]), *rest[here:])
+        rest = calibration_region(sampled.select(here, 0), longest=longest)
+        length = mask.shape[here] if longest is None else min(longest, mask.shape[here])
+        start = origin[here] - length // 2
+        return (*rest[:here], slice(start, start + length), *rest[here:])
     line = sampled
     for c in reversed(origin[1:]):
         line = line[..., c]
     before = int(line[: origin[0]].flip(0).cumprod(0).sum())  # samples on end on either side of the origin
     after = int(line[origin[0] + 1 :].cumprod(0).sum())
-    for i in range(before + 1):
-        for j in range(max(i - 1, 0), min(i + 1, after) + 1):
+    for j in range(after + 1):  # of two blocks of even length the one from n // 2 - length // 2 comes first
+        for i in range(max(j - 1, 0), min(j + 1, before) + 1):
+            if longest is not None and i + j + 1 > longest:
+                break
             block = slice(origin[0] - i, origin[0] + j + 1)
-            rest = calibration_region(sampled[block].all(dim=0))
+            rest = calibration_region(sampled[block].all(dim=0), longest=longest)
             volume = (i + j + 1) * math.prod(s.stop - s.start for s in rest)
             if volume > best_volume:
                 best, best_volume = (block, *rest), volume
