@@ -11,20 +11,19 @@ from .linop import LinearOperator, Space
 
 
 class FiniteDifference(LinearOperator):
-    """Forward differences along the trailing `ndim` axes, stacked on a new first trailing axis; 0 at the far edges.
+    """Forward differences along the spatial axes, stacked on a new first trailing axis; 0 at the far edges.
 
-    (D x)_a[i] = x[i + 1] - x[i] along axis a; ||D||^2 < 4 ndim.
+    (D x)_a[i] = x[i + 1] - x[i] along axis a; ||D||^2 < 4 space.ndim.
 
     Parameters
     ----------
-    space : the images; further axes before the trailing `ndim` ones are kept apart.
-    ndim : number of differenced axes.
+    space : the images.
     """
 
-    def __init__(self, space: Space, ndim: int) -> None:
-        super().__init__(space, Space((ndim, *space.shape), space.dtype, space.device))
+    def __init__(self, space: Space) -> None:
+        super().__init__(space, Space((space.ndim, *space.shape), space.dtype, space.device, space.ndim))
         self._stack_axis = -len(space.shape) - 1
-        self._axes = range(-ndim, 0)
+        self._axes = range(-space.ndim, 0)
 
     def forward(self, x: Tensor) -> Tensor:
         gradient = x.new_zeros((*x.shape[: x.ndim + self._stack_axis + 1], *self.codomain.shape))
@@ -56,7 +55,7 @@ SCALING_FILTERS = {
 
 
 class Wavelet(LinearOperator):
-    """Orthonormal periodic wavelet transform of the trailing two or three axes (Mallat's pyramid, in place).
+    """Orthonormal periodic wavelet transform of the spatial axes (Mallat's pyramid, in place).
 
     Each level multiplies every axis by a small orthogonal matrix: at image sizes matrix products are faster than
     strided convolutions, and the adjoint is exact. A length that is odd at some level carries its last sample over to
@@ -64,8 +63,7 @@ class Wavelet(LinearOperator):
 
     Parameters
     ----------
-    space : the images, real or complex; axes before the trailing `ndim` ones are kept apart.
-    ndim : number of transformed axes.
+    space : the images, real or complex.
     name : a key of SCALING_FILTERS.
     levels : depth of the pyramid; None goes down to 16 samples along the shortest axis, as is usual in MRI.
 
@@ -74,17 +72,16 @@ class Wavelet(LinearOperator):
     Mallat, IEEE Trans Pattern Anal Mach Intell 11, 674 (1989).
     """
 
-    def __init__(self, space: Space, ndim: int, *, name: str = "db2", levels: int | None = None) -> None:
+    def __init__(self, space: Space, *, name: str = "db2", levels: int | None = None) -> None:
         if name not in SCALING_FILTERS:
             raise ValueError(f"wavelet: expected one of {', '.join(SCALING_FILTERS)}, got {name!r}")
         super().__init__(space, space)
-        self.ndim = ndim
         if levels is None:
-            levels = max(1, int(math.log2(max(min(space.shape[-ndim:]), 32) / 16)))
+            levels = max(1, int(math.log2(max(min(space.shape[-space.ndim :]), 32) / 16)))
         real = space.dtype.to_real()
         taps = torch.tensor(SCALING_FILTERS[name], dtype=torch.float64)
         self._levels: list[list[Tensor]] = []
-        shape = space.shape[-ndim:]
+        shape = space.shape[-space.ndim :]
         for _ in range(levels):
             self._levels.append([_level_matrix(n, taps).to(real).to(space.device) for n in shape])
             shape = tuple((n + 1) // 2 for n in shape)
@@ -93,12 +90,11 @@ class Wavelet(LinearOperator):
     def levels(self) -> int:
         return len(self._levels)
 
-    def approximation(self) -> tuple[slice, ...]:
-        """Index along the transformed axes of the scaling coefficients, which a sparsity penalty leaves alone."""
-        shape = self.domain.shape[-self.ndim :]
-        for _ in self._levels:
-            shape = tuple((n + 1) // 2 for n in shape)
-        return tuple(slice(0, n) for n in shape)
+    def scaling(self, coefficients: Tensor) -> Tensor:
+        """View of the scaling coefficients, the coarse image, which a sparsity penalty leaves alone."""
+        for axis, n in zip(range(-self.domain.ndim, 0), self.domain.shape[-self.domain.ndim :], strict=True):
+            coefficients = coefficients.narrow(axis, 0, -(-n // 2**self.levels))
+        return coefficients
 
     def forward(self, x: Tensor) -> Tensor:
         return _from_planes(self._analyse(_to_planes(x)), x.is_complex())

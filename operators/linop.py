@@ -16,11 +16,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Space:
-    """The trailing axes of a tensor: shape, dtype and device."""
+    """The trailing axes of a tensor: shape, dtype and device.
+
+    The last `ndim` of them are spatial (all by default); those before are channels: map sets, coils, slices.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    ndim: int = -1
+
+    def __post_init__(self) -> None:
+        if self.ndim == -1:
+            object.__setattr__(self, "ndim", len(self.shape))
 
     @classmethod
     def of(cls, x: Tensor, ndim: int | None = None) -> Space:

@@ -54,8 +54,8 @@ class Sense(LinearOperator):
                 "estimate the maps at the size of the mask"
             )
         *batch, sets, coils = sens_maps.shape[:-ndim]
-        domain = Space((*batch, sets, *mask.shape), sens_maps.dtype, sens_maps.device)
-        codomain = Space((*batch, coils, *mask.shape), sens_maps.dtype, sens_maps.device)
+        domain = Space((*batch, sets, *mask.shape), sens_maps.dtype, sens_maps.device, ndim)
+        codomain = Space((*batch, coils, *mask.shape), sens_maps.dtype, sens_maps.device, ndim)
         super().__init__(domain, codomain)
         self.mask = mask
         self.sens_maps = sens_maps

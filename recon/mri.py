@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from operators.espirit import espirit
+from operators.fourier import ifftc
+from operators.masks import calibration_region
+from operators.mri import sense
+
+from .coils import (
+    apply_coil_matrix,
+    as_measured,
+    noise_factor,
+    remove_readout_oversampling,
+    svd_compression,
+    whitener,
+)
+from .errors import InputError
+from .likelihood import Gaussian
+from .noise_level import NoiseEstimate, noise_covariance
 
 
 class SliceArray(Protocol):
@@ -70,3 +88,169 @@ class MRIScan:
     @property
     def coils(self) -> int:
         return self.kspace.shape[1]
+
+
+@dataclass(frozen=True)
+class PreparedMRI:
+    """A scan ready for reconstruction: y = A x + n with white noise n and images x whose bright tissue is about 1.
+
+    Parameters
+    ----------
+    kspace : (slice, coil, ky, kx) complex; whitened, of unit noise per real component.
+    mask : (ky, kx) bool; what was sampled.
+    sens_maps : (slice, set, coil, y, x) complex; whitening and intensity scale are in them: A = sense(mask, sens_maps).
+    scale : image in the units of the measured data = scale * x.
+    crop : size of the final image along the spatial axes.
+    measured : (slice, coil, ky, kx) complex; k-space before whitening and compression.
+    notes : what was estimated and how, in sentences for the user.
+    """
+
+    kspace: Tensor
+    mask: Tensor
+    sens_maps: Tensor
+    scale: float
+    crop: tuple[int, ...]
+    measured: Tensor
+    notes: tuple[str, ...] = ()
+
+    def image(self, x: Tensor) -> Tensor:
+        """From x (..., y, x) to the units of the measured data, cropped to the final size."""
+        return self.scale * centre(x, self.crop)
+
+
+def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """View of the central `shape` of the trailing axes; the origin n // 2 stays the origin."""
+    for axis, size in zip(range(-len(shape), 0), shape, strict=True):
+        x = x.narrow(axis, x.shape[axis] // 2 - size // 2, size)
+    return x
+
+
+def undersample(scan: MRIScan, mask: Tensor) -> MRIScan:
+    """The scan as if only `mask` had been sampled.
+
+    Raises
+    ------
+    InputError
+        If the mask has another shape than k-space, or nothing is left.
+    """
+    if tuple(mask.shape) != scan.shape:
+        raise InputError(f"mask: expected shape {scan.shape} as k-space has, got {tuple(mask.shape)}")
+    mask = mask & scan.mask
+    if not bool(mask.any()):
+        raise InputError("mask: no sample is left; lower the acceleration")
+    kspace = torch.as_tensor(scan.kspace[:]) * mask
+    return replace(scan, kspace=kspace, mask=mask, mask_source="undersampled on request", fully_sampled=False)
+
+
+def noise_of(scan: MRIScan) -> NoiseEstimate:
+    """Noise covariance of a scan's coils, from its middle slice; see `recon.noise_level.noise_covariance`."""
+    middle = len(scan) // 2
+    kspace = torch.as_tensor(scan.kspace[middle : middle + 1])
+    return noise_covariance(kspace, scan.mask, noise=scan.noise, readout_axis=scan.readout_axis)
+
+
+def prepare(
+    scan: MRIScan, *, noise: NoiseEstimate | None = None, coils: int | None = None, sets: int = 1, crop: float = 0.8
+) -> PreparedMRI:
+    """Whiten, compress the coils, remove readout oversampling, estimate the maps, fix the intensity scale.
+
+    Parameters
+    ----------
+    scan : its slices are read into memory.
+    noise : covariance between the coils; estimated from these slices by default.
+    coils : virtual coils to compress to; None keeps all.
+    sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
+    crop : ESPIRiT eigenvalue below which a pixel holds no signal.
+
+    Raises
+    ------
+    InputError
+        If there are fewer coils than asked for, or no calibration region.
+    """
+    kspace = torch.as_tensor(scan.kspace[:])
+    coil_axis = -len(scan.shape) - 1
+    if coils is not None and not 1 <= coils <= scan.coils:
+        raise InputError(f"coils: expected 1 to {scan.coils}, as the scan has, got {coils}")
+    if noise is None:
+        noise = noise_of(scan)
+    factor = noise_factor(noise.covariance)
+    scale = intensity_scale(kspace, len(scan.shape))
+    measured, mask = _crop_readout(kspace, scan)
+    kspace = apply_coil_matrix(whitener(noise.covariance), measured, coil_axis=coil_axis)
+    if coils is not None and coils < scan.coils:
+        compression = svd_compression(kspace, coils, coil_axis=coil_axis)
+        kspace = apply_coil_matrix(compression, kspace, coil_axis=coil_axis)
+        factor = factor @ compression.mH
+    maps = _sensitivities(kspace, mask, sets=sets, crop=crop)
+    maps = as_measured(maps, factor, coil_axis=coil_axis) * scale
+    final = scan.recon_shape or scan.shape
+    return PreparedMRI(
+        kspace=kspace,
+        mask=mask,
+        sens_maps=maps,
+        scale=scale,
+        crop=tuple(min(n, m) for n, m in zip(final, mask.shape, strict=True)),
+        measured=measured,
+        notes=(f"sampled: {scan.mask_source}", noise.source, *scan.notes),
+    )
+
+
+def likelihood(prepared: PreparedMRI) -> Gaussian:
+    """Gaussian likelihood of the images (slice, set, y, x)."""
+    return Gaussian(sense(prepared.mask, prepared.sens_maps), prepared.kspace)
+
+
+# The narrowest fully sampled centre that masks leave; scales from it do not depend on the mask.
+_SCALE_WIDTH = 8
+# 99th percentile of the magnitude over that of the image from the centre alone, median of head images.
+_SCALE_FACTOR = 1.25
+
+
+def intensity_scale(kspace: Tensor, ndim: int) -> float:
+    """About the 99th percentile of the magnitude image, from the central 8 samples along each axis alone.
+
+    Parameters
+    ----------
+    kspace : (slice, coil, *spatial) complex, as measured.
+
+    Raises
+    ------
+    InputError
+        If the centre of k-space is zero.
+    """
+    axes = tuple(range(-ndim, 0))
+    block = (_SCALE_WIDTH,) * ndim
+    low = torch.zeros_like(kspace)
+    centre(low, block).copy_(centre(kspace, block))
+    image = torch.linalg.vector_norm(ifftc(low, axes), dim=-ndim - 1)
+    scale = _SCALE_FACTOR * float(torch.quantile(image.flatten()[:: max(1, image.numel() // 2**20)], 0.99))
+    if not scale > 0:
+        raise InputError("k-space: expected signal at its centre, got zeros; is the origin at index n // 2?")
+    return scale
+
+
+def _crop_readout(kspace: Tensor, scan: MRIScan) -> tuple[Tensor, Tensor]:
+    """Drop the oversampled part of the field of view along the readout."""
+    axis = scan.readout_axis
+    if axis is None or scan.recon_shape is None or scan.recon_shape[axis] >= scan.shape[axis]:
+        return kspace, scan.mask
+    size = scan.recon_shape[axis]
+    return remove_readout_oversampling(kspace, readout_axis=axis, size=size), scan.mask.narrow(axis, 0, size)
+
+
+# Calibration samples used along each axis where there are more: more of them cost time and change little.
+_CALIBRATION_WIDTH = 24
+
+
+def _sensitivities(kspace: Tensor, mask: Tensor, *, sets: int, crop: float) -> Tensor:
+    """ESPIRiT maps (slice, set, coil, *spatial) of whitened data; one coil sees everything alike."""
+    ndim = mask.ndim
+    if kspace.shape[-ndim - 1] == 1:
+        if sets > 1:
+            raise InputError(f"sets: one coil has one map set, got {sets}")
+        return torch.ones_like(kspace).unsqueeze(1)
+    for axis, block in zip(range(-ndim, 0), calibration_region(mask), strict=True):
+        width = min(block.stop - block.start, _CALIBRATION_WIDTH)
+        middle = (block.start + block.stop) // 2
+        kspace = kspace.narrow(axis, middle - width // 2, width)
+    return espirit(kspace, mask.shape, sets=sets, crop=crop).maps
