@@ -1,0 +1,21 @@
+"""Priors: denoisers D(x, sigma) = E[x0 | x0 + sigma n = x], the networks behind them, and their training."""
+
+from priors.denoiser import EDM, VE, VP, Denoiser, V, affine, along, check_domain, check_finite, chunked, real_imag
+from priors.library import load, names, save
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Denoiser",
+    "V",
+    "affine",
+    "along",
+    "check_domain",
+    "check_finite",
+    "chunked",
+    "load",
+    "names",
+    "real_imag",
+    "save",
+]

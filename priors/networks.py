@@ -1,5 +1,7 @@
 """The compact U-Net. Complex images become two real channels here and nowhere else."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ class NoiseEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(film(conv(silu(x))))), the second convolution starting at zero so that the block starts as the identity.
+    """x + conv(silu(film(conv(silu(x))))); the second convolution starts at zero, so the block starts as the identity.
 
     There is no normalisation: statistics over a patch differ from those over a whole image with its dark background.
     """
@@ -39,6 +41,18 @@ class ResidualBlock(nn.Module):
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.first(F.silu(x))
         return x + self.second(F.silu(h * (1 + scale) + shift))
+
+
+class Level(nn.ModuleList):
+    """Residual blocks at one resolution."""
+
+    def __init__(self, width: int, count: int, features: int) -> None:
+        super().__init__(ResidualBlock(width, features) for _ in range(count))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, embedding)
+        return h
 
 
 class UNet(nn.Module):
@@ -86,23 +100,20 @@ class UNet(nn.Module):
         self.stride = fold * 2 ** (len(widths) - 1)
         channels = (2 if is_complex else 1) * fold**2
 
-        def level(width: int, count: int) -> nn.ModuleList:
-            return nn.ModuleList(ResidualBlock(width, features) for _ in range(count))
-
         self.embedding = NoiseEmbedding(features)
         self.head = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(level(w, n) for w, n in zip(widths[:-1], blocks[:-1], strict=True))
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
-        self.bottom = level(widths[-1], blocks[-1])
-        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(level(w, n) for w, n in zip(widths[:-1], blocks[:-1], strict=True))
+        self.down = nn.ModuleList(Level(w, n, features) for w, n in zip(widths[:-1], blocks[:-1], strict=True))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
+        self.bottom = Level(widths[-1], blocks[-1], features)
+        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(Level(w, n, features) for w, n in zip(widths[:-1], blocks[:-1], strict=True))
         self.tail = nn.Conv2d(widths[0], channels, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
-        """(..., y, x) image and a noise label for each of its leading indices (or one for all) to an image of that shape."""
+        """(..., y, x) images, and a noise label for each leading index (or one for all), to images of that shape."""
         *batch, height, width = x.shape
         channels = torch.view_as_real(x).movedim(-1, -3) if self.is_complex else x[..., None, :, :]
         channels = channels.reshape(-1, *channels.shape[-3:])
@@ -118,20 +129,14 @@ class UNet(nn.Module):
         embedding = self.embedding(noise_label)
         h = self.head(F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last))
         skips = []
-        for blocks, shrink in zip(self.down, self.shrink, strict=True):
-            h = run(blocks, h, embedding)
+        for level, shrink in zip(self.down, self.shrink, strict=True):
+            h = level(h, embedding)
             skips.append(h)
             h = shrink(h)
-        h = run(self.bottom, h, embedding)
-        for blocks, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
-            h = run(blocks, F.pixel_shuffle(grow(h), 2) + skip, embedding)
+        h = self.bottom(h, embedding)
+        for level, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
+            h = level(F.pixel_shuffle(grow(h), 2) + skip, embedding)
         return F.pixel_shuffle(self.tail(F.silu(h)), self.fold)
-
-
-def run(blocks: nn.ModuleList, h: Tensor, embedding: Tensor) -> Tensor:
-    for block in blocks:
-        h = block(h, embedding)
-    return h
 
 
 NETWORKS = {"UNet": UNet}

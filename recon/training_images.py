@@ -1,12 +1,8 @@
 """Training images from folders of scans: endless, complex-valued, reproducible by index."""
 
-import io
 import math
-import tarfile
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,7 +33,7 @@ class Volume:
 
 
 class TrainingImages:
-    """images[i] is a (y, x) complex64 training image: a random slice of a random volume, made to look as if just measured.
+    """images[i] is a (y, x) complex64 training image: a random slice of a random volume, made to look as measured.
 
     The same seed and index give the same image in any process and in any order, and no global random state is touched.
 
@@ -213,147 +209,3 @@ def receiver_noise(image: Tensor, magnitude: Tensor, rng: Rng) -> Tensor:
 def quantile(image: Tensor, q: float) -> float:
     magnitude = image.abs().flatten()
     return float(magnitude.kthvalue(max(1, int(q * magnitude.numel()))).values) + 1e-6
-
-
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
-def read_folder(folder: Path) -> Iterator[Volume]:
-    """Every volume in a folder: NIfTI, fastMRI HDF5, DICOM (loose or in tar archives).
-
-    Raises
-    ------
-    ValueError
-        If the folder holds none of them.
-    """
-    found = False
-    for path in sorted(folder.rglob("*")):
-        if path.name.endswith((".nii", ".nii.gz")):
-            found = True
-            yield read_nifti(path)
-        elif path.suffix in (".h5", ".hdf5"):
-            found = True
-            yield read_fastmri(path)
-        elif path.name.endswith((".tar.xz", ".tar.gz", ".tar", ".tgz")):
-            found = True
-            yield from read_dicom(archive_members(path))
-    loose = [p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and is_dicom(p)]
-    yield from read_dicom(loose)
-    if not found and not loose:
-        raise ValueError(f"no NIfTI, HDF5, DICOM or tar file in {folder}: give the folder that holds the scans")
-
-
-def is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def archive_members(path: Path) -> Iterator[bytes]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            file = archive.extractfile(member)
-            if file is not None:
-                yield file.read()
-
-
-def read_nifti(path: Path) -> Volume:
-    import nibabel
-
-    image = nibabel.as_closest_canonical(nibabel.load(path))
-    return magnitude_volume(np.asarray(image.dataobj), tuple(float(s) for s in image.header.get_zooms()[:3]))
-
-
-def read_dicom(files: Iterator[bytes] | list[bytes]) -> Iterator[Volume]:
-    """DICOM files grouped by series and sorted along the slice normal."""
-    import nibabel
-    import pydicom
-
-    series = defaultdict(list)
-    for content in files:
-        if content[128:132] != b"DICM":
-            continue
-        dataset = pydicom.dcmread(io.BytesIO(content))
-        if "PixelData" in dataset and "ImageOrientationPatient" in dataset:
-            orientation = tuple(round(float(v), 3) for v in dataset.ImageOrientationPatient)
-            series[dataset.SeriesInstanceUID, orientation, dataset.Rows, dataset.Columns].append(dataset)
-    for (_, orientation, _, _), datasets in series.items():
-        if len(datasets) < 8:
-            continue  # a scout, not a volume
-        row, column = np.array(orientation[:3]), np.array(orientation[3:])
-        normal = np.cross(row, column)
-        place = [float(normal @ np.array(d.ImagePositionPatient, float)) for d in datasets]
-        order = np.argsort(place)
-        gap = float(np.median(np.diff(np.array(place)[order])))
-        dy, dx = (float(s) for s in datasets[0].PixelSpacing)
-        data = np.stack([datasets[i].pixel_array for i in order])  # (normal, row index, column index)
-        affine = np.eye(4)
-        affine[:3, :3] = np.stack([normal * gap, column * dy, row * dx], axis=1)
-        affine[:2] *= -1  # DICOM is left-posterior, NIfTI right-anterior
-        image = nibabel.as_closest_canonical(nibabel.Nifti1Image(data.astype(np.float32), affine))
-        yield magnitude_volume(np.asarray(image.dataobj), tuple(float(s) for s in image.header.get_zooms()[:3]))
-
-
-def read_fastmri(path: Path) -> Volume:
-    """The root-sum-of-squares images of a fastMRI file, combined over coils if only k-space is there."""
-    import h5py
-
-    with h5py.File(path) as file:
-        names = [n for n in file if n.startswith("reconstruction")]
-        if names:
-            data = np.asarray(file[names[0]])
-        else:
-            kspace = np.fft.ifftshift(np.asarray(file["kspace"]), axes=(-2, -1))
-            coils = np.fft.fftshift(np.fft.ifft2(kspace), axes=(-2, -1))
-            data = np.sqrt((np.abs(coils) ** 2).sum(axis=1))
-    return Volume(scaled(data), (5.0, 1.0, 1.0), axes=(0,))
-
-
-def magnitude_volume(data: NDArray[np.generic], spacing: tuple[float, ...]) -> Volume:
-    """(x, y, z) canonical array to a Volume whose background, outside the head, is zero."""
-    values = np.abs(np.nan_to_num(np.asarray(data, np.float32))).transpose(2, 1, 0)
-    fine = 1.3 * min(spacing)
-    axes = tuple(a for a in range(3) if all(spacing[::-1][b] <= fine for b in range(3) if b != a))
-    return Volume(scaled(values * body(values)), (spacing[2], spacing[1], spacing[0]), axes)
-
-
-def scaled(values: NDArray[np.floating]) -> NDArray[np.float16]:
-    bright = values[values > 0.05 * np.percentile(values, 99.9)]
-    return (values / np.percentile(bright, 98)).astype(np.float16)
-
-
-def body(values: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """The head: everything brighter than noise, its largest connected part, holes filled slice by slice, grown by 2 voxels."""
-    from scipy import ndimage
-
-    smooth = ndimage.uniform_filter(values, 3)
-    mask = smooth > 0.08 * np.percentile(smooth, 99)
-    labels, count = ndimage.label(mask)
-    if count == 0:
-        return np.ones(values.shape, bool)
-    mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    mask = ndimage.binary_dilation(mask, iterations=2)
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
-
-
-def read_labels(path: Path, *, weight: float = 1.0) -> Volume:
-    """A FreeSurfer label map (values above 100 are tissue outside the brain)."""
-    import nibabel
-
-    image = nibabel.as_closest_canonical(nibabel.load(path))
-    values = np.asarray(image.dataobj).astype(np.int32).transpose(2, 1, 0)
-    names, index = np.unique(values, return_inverse=True)
-    spacing = tuple(float(s) for s in image.header.get_zooms()[2::-1])
-    tissues = tuple(tissue(int(n)) for n in names)
-    return Volume(index.reshape(values.shape).astype(np.uint8), spacing, tissues=tissues, weight=weight)
-
-
-def tissue(label: int) -> int:
-    """FreeSurfer label to an index into TISSUES."""
-    groups = {
-        0: (0,),
-        1: (2, 7, 41, 46, 77, 85),
-        2: (3, 8, 17, 18, 42, 47, 53, 54),
-        3: (10, 11, 12, 13, 16, 26, 28, 49, 50, 51, 52, 58, 60),
-        4: (4, 5, 14, 15, 24, 43, 44, 72),
-    }
-    return next((index for index, labels in groups.items() if label in labels), 5)

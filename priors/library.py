@@ -1,0 +1,142 @@
+"""Priors on disk: weights (safetensors) beside a model card (JSON) that says what they are and where they come from."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from priors.denoiser import EDM
+from priors.networks import NETWORKS
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> list[str]:
+    """The embedded priors."""
+    return sorted(path.stem for path in WEIGHTS.glob("*.json"))
+
+
+def save(
+    denoiser: EDM,
+    path: str | Path,
+    *,
+    card: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write a denoiser as `path`.safetensors with its card, `path`.json.
+
+    Parameters
+    ----------
+    denoiser : a preconditioned network of priors.networks.
+    path : without an extension, or with either of the two.
+    card : what a reader should know: intensity (the convention of the images), data (with licences), recipe, and what
+        was measured. The network, noise range and checksum are added.
+    dtype : of the weights in the file; loading always gives float32.
+
+    Returns
+    -------
+    The path of the card.
+    """
+    from safetensors.torch import save as serialize
+
+    network = denoiser.network
+    if type(network).__name__ not in NETWORKS:
+        raise ValueError(f"expected one of the networks {sorted(NETWORKS)}, got {type(network).__name__}")
+    content = serialize({k: v.detach().cpu().to(dtype).contiguous() for k, v in network.state_dict().items()})
+    weights, described = pair(Path(path))
+    full = {
+        "name": weights.stem,
+        "network": {"name": type(network).__name__, "arguments": network.arguments},
+        "noise": {k: getattr(denoiser, k) for k in ("sigma_min", "sigma_max", "sigma_data")},
+        "ndim": denoiser.ndim,
+        "is_complex": denoiser.is_complex,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "precision": str(dtype).removeprefix("torch."),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        **card,
+    }
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(weights, content)
+    write_whole(described, (json.dumps(full, indent=2) + "\n").encode())
+    return described
+
+
+def load(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> EDM:
+    """A prior by its name among the embedded ones, or by the path of its card or weights.
+
+    Returns
+    -------
+    The denoiser in float32, in evaluation mode, its weights needing no gradient; its card is `denoiser.card`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no prior of that name, or one of its two files is missing.
+    ValueError
+        If the weights are not those of the card (checksum) or not of the network that it names.
+    """
+    from safetensors.torch import load as deserialize
+
+    weights, described = find(name_or_path)
+    card = json.loads(described.read_text())
+    content = weights.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != card["sha256"]:
+        raise ValueError(
+            f"checksum of {weights} is {found[:12]}..., its card says {card['sha256'][:12]}...: the file is damaged or "
+            "belongs to another card; fetch both again"
+        )
+    name = card["network"]["name"]
+    if name not in NETWORKS:
+        raise ValueError(f"{described} names the network {name!r}; known are {sorted(NETWORKS)}")
+    network = NETWORKS[name](**card["network"]["arguments"])
+    state = {key: value.float() for key, value in deserialize(content).items()}
+    check_weights(network.state_dict(), state, weights)
+    network.load_state_dict(state)
+    denoiser = EDM(network, **card["noise"]).to(device).eval().requires_grad_(False)
+    denoiser.card = card
+    return denoiser
+
+
+def check_weights(expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], path: Path) -> None:
+    wrong = sorted(expected.keys() ^ got.keys())
+    wrong += sorted(k for k in expected.keys() & got.keys() if expected[k].shape != got[k].shape)
+    if wrong:
+        raise ValueError(
+            f"{path} holds the weights of another network: {len(wrong)} of {len(expected)} tensors do not fit, "
+            f"{wrong[0]!r} among them; correct the arguments in its card or give the weights that belong to it"
+        )
+
+
+def find(name_or_path: str | Path) -> tuple[Path, Path]:
+    """The weights and the card, both there."""
+    path = Path(name_or_path)
+    if path.suffix not in (".json", ".safetensors"):
+        embedded = WEIGHTS / f"{path}.json"
+        path = embedded if embedded.exists() or (WEIGHTS / f"{path}.safetensors").exists() else path
+    weights, card = pair(path)
+    if not card.exists() and not weights.exists():
+        raise FileNotFoundError(
+            f"unknown prior {str(name_or_path)!r}: embedded are {', '.join(names()) or 'none'}; or give the path of a "
+            "card (.json) with its weights (.safetensors) beside it"
+        )
+    if not weights.exists():
+        raise FileNotFoundError(f"the card {card} has no weights: put {weights.name} beside it")
+    if not card.exists():
+        raise FileNotFoundError(f"the weights {weights} have no card: put {card.name} beside them")
+    return weights, card
+
+
+def pair(path: Path) -> tuple[Path, Path]:
+    stem = path.with_suffix("") if path.suffix in (".json", ".safetensors") else path
+    return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Written beside and renamed, so that a kill leaves no half file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

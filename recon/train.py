@@ -1,0 +1,158 @@
+"""`recon train`: a denoiser from a folder of scans."""
+
+import fnmatch
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from recon.training_images import TrainingImages, Volume
+
+
+def train(
+    folder: Path,
+    *,
+    out: Path,
+    minutes: float = 60.0,
+    steps: int | None = None,
+    exclude: Sequence[str] = (),
+    validation: Sequence[str] = (),
+    label_share: float = 1 / 3,
+    name: str = "prior",
+    card: Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Path:
+    """Train a complex-image denoiser on a folder of fastMRI files, NIfTI, DICOM or FreeSurfer label maps.
+
+    The same command continues where an earlier one was stopped. The best prior so far lies in `out` from the first
+    validation on (every quarter of an hour).
+
+    Parameters
+    ----------
+    folder : of scans, searched with its subfolders.
+    out : of checkpoints and of the prior, `name`.safetensors with its card `name`.json.
+    minutes : of training, over all calls together; while the process is stopped, time does not count.
+    steps : stop after so many steps instead.
+    exclude : patterns of file names to leave out.
+    validation : patterns of file names to validate on; if none, the last volume.
+    label_share : share of training images that are drawn from label maps, where there are both.
+    name : of the prior.
+    card : JSON file with what the card shall say besides: licences, intended use.
+    device : to train on.
+    seed : of the initial weights, the images and the noise.
+
+    Returns
+    -------
+    The path of the card.
+    """
+    import torch
+
+    from priors import EDM, save
+    from priors.networks import UNet
+    from priors.train import TrainConfig
+    from priors.train import train as optimise
+
+    training, held_out = split(read(folder, exclude), validation)
+    print(f"training on {', '.join(sorted(training))}; validating on {', '.join(sorted(held_out))}")
+    images = TrainingImages(weighted(training, label_share), seed=seed)
+    tuning = TrainingImages(weighted(held_out, label_share), seed=seed + 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the initial weights are drawn from the global stream, which is put back
+        network = UNet().to(device)
+    config = TrainConfig(minutes=minutes, steps=math.inf if steps is None else steps, seed=seed)
+    notes = json.loads(card.read_text()) if card is not None else {}
+    described = out / f"{name}.json"
+
+    def export(denoiser: EDM, record: dict[str, Any]) -> None:
+        recipe = {**finite(asdict(config)), "files": sorted(training), "validation": sorted(held_out)}
+        facts = {"intensity": INTENSITY, "recipe": recipe, "training": record, **notes}
+        save(denoiser, described, card=facts, dtype=torch.float16)
+
+    with progress_bar() as report:
+        optimise(
+            network,
+            images,
+            config,
+            folder=out,
+            validation=[tuning[i] for i in range(12)],
+            on_export=export,
+            progress=report,
+        )
+    return described
+
+
+INTENSITY = "complex images; the 99th percentile of the magnitude, over the image, is near 1 (0.7 to 1.45 in training)"
+
+
+def read(folder: Path, exclude: Sequence[str]) -> dict[str, list[Volume]]:
+    from recon.training_volumes import read_folder
+
+    return read_folder(folder, exclude=exclude)
+
+
+def split(
+    volumes: dict[str, list[Volume]], validation: Sequence[str]
+) -> tuple[dict[str, list[Volume]], dict[str, list[Volume]]]:
+    """Training and validation volumes, by file name."""
+    patterns = validation or [max(volumes)]
+    held_out = {n: v for n, v in volumes.items() if any(fnmatch.fnmatch(n, p) for p in patterns)}
+    training = {n: v for n, v in volumes.items() if n not in held_out}
+    if not held_out:
+        raise ValueError(f"no file matches {', '.join(patterns)}: there are {', '.join(sorted(volumes))}")
+    if not training:
+        raise ValueError(
+            f"nothing is left to train on once {', '.join(sorted(held_out))} is kept for validation: give two files "
+            "at least"
+        )
+    return training, held_out
+
+
+def weighted(volumes: dict[str, list[Volume]], label_share: float) -> list[Volume]:
+    """Every slice as likely as any other, but label maps together `label_share` of the images."""
+    every = [volume for found in volumes.values() for volume in found]
+    slices = [sum(v.data.shape[a] for a in v.axes) for v in every]
+    total = {
+        kind: sum(n for v, n in zip(every, slices, strict=True) if (v.tissues is None) is kind)
+        for kind in (True, False)
+    }
+    share = {True: 1 - label_share, False: label_share}
+    return [
+        replace(v, weight=share[v.tissues is None] * n / total[v.tissues is None])
+        for v, n in zip(every, slices, strict=True)
+    ]
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity: what is not limited is left out."""
+    return {key: value for key, value in values.items() if value != math.inf}
+
+
+def progress_bar() -> Any:
+    """A context whose value takes the reports of priors.train and shows them with the time left."""
+    from contextlib import contextmanager
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns) as bar:
+            task = bar.add_task("training", total=1.0, left="")
+
+            def report(state: dict[str, Any]) -> None:
+                done, seconds = state["done"], state["seconds"]
+                left = f"{seconds * (1 - done) / done / 60:.0f} min left" if done > 0 else ""
+                text = f"step {state['step']}, loss {state['loss']:.3f}"
+                bar.update(task, completed=done, left=left, description=text)
+
+            yield report
+
+    return shown()
