@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,9 @@ def atomic(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         If the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
+    with writing(path):
+        exists = path.exists()
+    if exists and not overwrite:
         raise ResultExistsError(
             f"{path}: expected no such file yet, came an existing one; overwrite it or choose another name"
         )
@@ -48,7 +49,8 @@ def atomic(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             os.replace(temporary, path)
             synchronize(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # most often it has its own name by now, or was never made
+            temporary.unlink()
 
 
 @contextmanager
@@ -71,12 +73,13 @@ def result_folder(folder: str | Path, *, names: Sequence[str], overwrite: bool =
         If the folder cannot be written or the disk is full.
     """
     folder = Path(folder)
-    there = [name for name in names if (folder / name).exists()]
+    with writing(folder):
+        there = [name for name in names if (folder / name).exists()]
+        made, staging = missing_folders(folder), None
     if there and not overwrite:
         raise ResultExistsError(
             f"{folder}: expected no results yet, came {', '.join(there)}; overwrite them or choose another folder"
         )
-    made, staging = missing_folders(folder), None
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,20 +112,11 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except ReconError:
         raise
-    except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeError when its last flush finds the disk full
-        number = error_number(error)
-        if number is None:
+    except OSError as error:
+        if error.errno is None:
             raise
-        reason, mend = REASONS.get(number, (os.strerror(number), "choose another place"))
+        reason, mend = REASONS.get(error.errno, (os.strerror(error.errno), "choose another place"))
         raise WriteError(f"{target}: expected to write here, came '{reason}'; {mend}") from error
-
-
-def error_number(error: BaseException) -> int | None:
-    """The system's error number; HDF5 gives it only inside its message."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno
-    found = re.search(r"errno = (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 REASONS = {

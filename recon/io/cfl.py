@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from recon.errors import InputError, MissingFileError, ResultExistsError
+from recon.errors import InputError, MissingFileError
 from recon.io.arrays import from_arrays
 from recon.io.atomic import atomic
 from recon.mri import MRIScan
@@ -30,8 +30,9 @@ SPACE, COIL, SLICE = (0, 1, 2), 3, 13
 TITLE = "# Dimensions"
 
 
-def pair(path: Path) -> tuple[Path, Path]:
+def pair(path: str | Path) -> tuple[Path, Path]:
     """Paths of the .cfl and the .hdr, from either of them or from their common name without ending."""
+    path = Path(path)
     base = path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
     return base.with_name(base.name + ".cfl"), base.with_name(base.name + ".hdr")
 
@@ -45,7 +46,7 @@ def matches(path: Path) -> bool:
         return file.read(len(TITLE)) == TITLE.encode()
 
 
-def dimensions(path: Path) -> tuple[int, ...]:
+def dimensions(path: str | Path) -> tuple[int, ...]:
     """The 16 dimensions in the header, checked against the size of the data.
 
     Raises
@@ -76,7 +77,7 @@ def dimensions(path: Path) -> tuple[int, ...]:
     return dims
 
 
-def read_array(path: Path) -> np.ndarray:
+def read_array(path: str | Path) -> np.ndarray:
     """The data as BART orders it, memory-mapped: complex64 with 16 axes, column-major."""
     return np.memmap(pair(path)[0], dtype=np.complex64, mode="r", order="F", shape=dimensions(path))
 
@@ -130,7 +131,7 @@ def read(path: Path) -> MRIScan:
     )
 
 
-def write(path: Path, kspace: np.ndarray | Tensor, *, readout_axis: int | None, overwrite: bool = False) -> None:
+def write(path: str | Path, kspace: np.ndarray | Tensor, *, readout_axis: int | None, overwrite: bool = False) -> None:
     """Write k-space so that `read` gives it back exactly.
 
     Parameters
@@ -160,7 +161,7 @@ def write(path: Path, kspace: np.ndarray | Tensor, *, readout_axis: int | None, 
     write_array(path, ordered.transpose(np.argsort((*axes, *others))), overwrite=overwrite)
 
 
-def write_array(path: Path, array: np.ndarray | Tensor, *, overwrite: bool = False) -> None:
+def write_array(path: str | Path, array: np.ndarray | Tensor, *, overwrite: bool = False) -> None:
     """Write an array whose axes are BART's dimensions in order, at most 16, as complex64.
 
     Raises
@@ -170,10 +171,8 @@ def write_array(path: Path, array: np.ndarray | Tensor, *, overwrite: bool = Fal
     """
     values = np.asarray(array)
     data, header = pair(path)
-    for file in (data, header):
-        if file.exists() and not overwrite:
-            raise ResultExistsError(f"{file}: exists already; ask to overwrite it or choose another name")
     dims = values.shape + (1,) * (DIMENSIONS - values.ndim)
-    with atomic(data, overwrite=overwrite) as new_data, atomic(header, overwrite=overwrite) as new_header:
-        np.asfortranarray(values, dtype=np.complex64).ravel(order="F").tofile(new_data)
+    with atomic(header, overwrite=overwrite) as new_header, atomic(data, overwrite=overwrite) as new_data:
+        with new_data.open("wb") as file:
+            file.write(np.ascontiguousarray(values.T, dtype=np.complex64).data)  # the first axis varies fastest
         new_header.write_text(f"{TITLE}\n{' '.join(map(str, dims))}\n")

@@ -87,7 +87,7 @@ def write_panel(
 
 
 def window(image: np.ndarray) -> float:
-    """What is shown white: the 97th percentile inside the object (above a tenth of the maximum); bright fat is clipped."""
+    """What is shown white: the 97th percentile inside the object (above a tenth of the maximum): fat is clipped."""
     inside = image[image > 0.1 * image.max()]
     return float(np.percentile(inside, 97)) if inside.size else 1.0
 

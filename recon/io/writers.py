@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -30,11 +31,40 @@ RESULT_NAMES = (SUBMISSION, NIFTI, PANEL, RUN)
 """What a run leaves in its folder."""
 
 
+class Disk(io.FileIO):
+    """A file for HDF5 to write to: a failed write would crash the process, so errors wait for `check`."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return self.tell() if size is None else size
+
+    def check(self) -> None:
+        """Raise the first error, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+
 @dataclass(frozen=True)
 class Submission:
     """An open submission file that grows slice by slice; made by `submission`."""
 
     file: h5py.File
+    disk: Disk
 
     def append(
         self,
@@ -69,6 +99,8 @@ class Submission:
             self._extend("samples", values, (image.shape[0], *values.shape[1:2], *image.shape[1:]))
         if complex_image is not None:
             self._extend("reconstruction_complex", as_array(complex_image), image.shape)
+        self.file.flush()
+        self.disk.check()
 
     def _extend(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
         dtype = np.complex64 if np.iscomplexobj(values) else np.float32
@@ -108,13 +140,15 @@ def submission(
     """
     import h5py
 
-    with atomic(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
-        for key, text in (header or {}).items():
-            if key == "ismrmrd_header":
-                file[key] = text  # a dataset, as in the file it came from: attributes end at 64 KiB
-            else:
-                file.attrs[key] = text
-        yield Submission(file)
+    with atomic(path, overwrite=overwrite) as temporary, Disk(temporary, "w+b") as disk:
+        with h5py.File(disk, "w") as file:
+            for key, text in (header or {}).items():
+                if key == "ismrmrd_header":
+                    file[key] = text  # a dataset, as in the file it came from: attributes end at 64 KiB
+                else:
+                    file.attrs[key] = text
+            yield Submission(file, disk)
+        disk.check()
 
 
 def write_submission(

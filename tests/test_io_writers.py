@@ -1,0 +1,379 @@
+"""Writers: what is read back is what was written, and a result is there whole or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from recon.errors import InputError, ResultExistsError, WriteError
+from recon.io import cfl
+from recon.io.atomic import atomic, result_folder
+from recon.io.panel import write_panel
+from recon.io.writers import RESULT_NAMES, run_record, submission, write_nifti, write_run, write_submission
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+# -- HDF5 -------------------------------------------------------------------------------------------------------------
+
+
+def test_submission_round_trip_is_exact(tmp_path: Path) -> None:
+    result, std = image(3, 8, 6), image(3, 8, 6) / 10
+    samples, whole = torch.complex(image(3, 4, 8, 6), image(3, 4, 8, 6)), torch.complex(result, std)
+    header = {"ismrmrd_header": "<xml>" + "x" * 70_000 + "</xml>", "acquisition": "T1"}
+    write_submission(tmp_path / "a.h5", result, std=std, samples=samples, complex_image=whole, header=header)
+    with h5py.File(tmp_path / "a.h5") as file:
+        expected = {"reconstruction": result, "std": std, "samples": samples, "reconstruction_complex": whole}
+        for name, values in expected.items():
+            assert file[name].dtype == values.numpy().dtype
+            assert np.array_equal(file[name][()], values.numpy())
+        assert file["ismrmrd_header"][()].decode() == header["ismrmrd_header"]
+        assert file.attrs["acquisition"] == "T1"
+    assert contents(tmp_path) == ["a.h5"]
+
+
+def test_submission_slice_by_slice_is_the_same(tmp_path: Path) -> None:
+    result, std = image(5, 8, 6), image(5, 8, 6) / 10
+    with submission(tmp_path / "a.h5") as file:
+        for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
+            file.append(result[part], std=std[part])
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert np.array_equal(file["reconstruction"][()], result.numpy())
+        assert np.array_equal(file["std"][()], std.numpy())
+
+
+def test_submission_passes_the_fastmri_evaluation(tmp_path: Path) -> None:
+    evaluate = pytest.importorskip("fastmri.evaluate")
+    (tmp_path / "target").mkdir()
+    with h5py.File(tmp_path / "target" / "file.h5", "w") as file:
+        file["reconstruction_rss"] = image(3, 16, 16).numpy()
+        file.attrs["acquisition"] = "T1"
+        file.attrs["max"] = 1.0
+    write_submission(tmp_path / "mine" / "file.h5", image(3, 16, 16))
+    with h5py.File(tmp_path / "target" / "file.h5") as target, h5py.File(tmp_path / "mine" / "file.h5") as mine:
+        assert evaluate.nmse(target["reconstruction_rss"][()], mine["reconstruction"][()]) == 0
+
+
+def test_submission_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="magnitude"):
+        write_submission(tmp_path / "a.h5", image(3, 8, 6) + 0j)
+    with pytest.raises(InputError, match="std"):
+        write_submission(tmp_path / "a.h5", image(3, 8, 6), std=image(3, 8, 5))
+    with submission(tmp_path / "a.h5") as file:
+        file.append(image(1, 8, 6))
+        with pytest.raises(InputError, match="like the slices before"):
+            file.append(image(1, 8, 5))
+    assert contents(tmp_path) == ["a.h5"]
+
+
+# -- NIfTI, run.json, panel -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_nifti_round_trip(tmp_path: Path, name: str) -> None:
+    volume = image(3, 8, 6)
+    write_nifti(tmp_path / name, volume, voxel_size=(5.0, 0.5, 0.75))
+    read = nibabel.load(tmp_path / name)
+    assert read.get_data_dtype() == np.float32
+    assert np.array_equal(np.asarray(read.dataobj), volume.numpy().transpose(2, 1, 0))
+    assert read.header.get_zooms() == (0.75, 0.5, 5.0)
+    assert nibabel.aff2axcodes(read.affine) == (
+        "L",
+        "P",
+        "S",
+    )  # first row anterior, first column right: as on the screen
+    assert np.allclose(read.affine @ [2.5, 3.5, 1.0, 1.0], [0, 0, 0, 1])  # the middle of the volume
+    # a viewer that brings the volume to the standard axes and shows it as radiologists do has the first row on top
+    standard = nibabel.as_closest_canonical(read).get_fdata()[::-1, ::-1, 0].T
+    assert np.array_equal(standard.astype(np.float32), volume[0].numpy())
+
+
+def test_nifti_refuses_complex_images_and_other_endings(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="magnitude"):
+        write_nifti(tmp_path / "a.nii", image(3, 8, 6) + 0j)
+    with pytest.raises(InputError, match=r"\.nii"):
+        write_nifti(tmp_path / "a.img", image(3, 8, 6))
+
+
+def test_run_record(tmp_path: Path) -> None:
+    cfl.write(tmp_path / "scan", image(1, 2, 4, 4) + 0j, readout_axis=-2)
+    (tmp_path / "prior").write_bytes(b"abc")
+    record = run_record(
+        arguments={"method": "cg-sense", "out": tmp_path, "sigmas": (1.0, 0.5)},
+        seed=7,
+        device="cpu",
+        input_path=tmp_path / "scan",
+        prior_path=tmp_path / "prior",
+        timings={"maps": 0.5},
+        metrics={"psnr": torch.tensor(31.5), "ssim": np.float32(0.5), "nmse": float("nan")},
+        notes=["assumed"],
+    )
+    write_run(tmp_path / "run.json", record)
+    read = json.loads((tmp_path / "run.json").read_text())
+    assert read["arguments"] == {"method": "cg-sense", "out": str(tmp_path), "sigmas": [1.0, 0.5]}
+    assert sorted(read["input"]) == ["scan.cfl", "scan.hdr"]
+    assert read["prior"] == {"prior": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}  # FIPS 180
+    assert read["metrics"] == {"psnr": 31.5, "ssim": 0.5, "nmse": None}
+    assert (
+        read["versions"]["torch"] == torch.__version__.split("+")[0] or read["versions"]["torch"] == torch.__version__
+    )
+    assert (read["seed"], read["device"], read["notes"], read["timings_s"]) == (7, "cpu", ["assumed"], {"maps": 0.5})
+    with pytest.raises(TypeError, match="object"):
+        write_run(tmp_path / "b.json", {"thing": object()})
+
+
+def test_panel_holds_what_was_given(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    result = image(64, 48)
+    write_panel(tmp_path / "one.png", result)
+    write_panel(
+        tmp_path / "all.png",
+        result,
+        reference=image(64, 48) * 1.1,
+        zero_filled=result,
+        std=result / 20,
+        name="total-variation",
+        caption="PSNR 31.2 dB",
+        title="scan",
+    )
+    one, five = imread(tmp_path / "one.png"), imread(tmp_path / "all.png")
+    assert 4.5 * one.shape[1] < five.shape[1] < 6 * one.shape[1]
+    gray = np.ptp(one[..., :3], axis=-1)
+    assert gray[one.shape[0] // 2 :].max() < 0.03  # the lower half is a gray image on a near-black frame
+    assert np.ptp(five[..., :3], axis=-1).max() > 0.5  # maps have colours
+    with pytest.raises(InputError, match="std"):
+        write_panel(tmp_path / "bad.png", result, std=image(48, 64))
+    with pytest.raises(InputError, match="result"):
+        write_panel(tmp_path / "bad.png", result + 0j)
+    assert contents(tmp_path) == ["all.png", "one.png"]
+
+
+def test_panel_shows_gray_values_of_the_window(tmp_path: Path) -> None:
+    """A flat image with one bright pixel: the flat part, at half the window, is mid-gray."""
+    from matplotlib.image import imread
+
+    flat = torch.full((64, 64), 0.5)
+    flat[:, :8] = 1.0  # an eighth of the pixels: the 97th percentile is 1
+    write_panel(tmp_path / "a.png", flat)
+    shown = imread(tmp_path / "a.png")
+    # 8-bit gray, half of 255 rounded either way
+    assert float(shown[shown.shape[0] * 2 // 3, shown.shape[1] * 2 // 3, 0]) == pytest.approx(0.5, abs=1 / 255)
+
+
+# -- whole or not at all ----------------------------------------------------------------------------------------------
+
+
+def test_atomic_keeps_what_stood_there_when_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail(error: type[BaseException]) -> None:
+        with atomic(path, overwrite=True) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error):
+            fail(error)
+        assert contents(tmp_path) == ["a.txt"]
+        assert path.read_text() == "old"
+    with atomic(path, overwrite=True) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert contents(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["reconstruction.h5", "reconstruction.nii.gz", "panel.png", "run.json", "scan.cfl"])
+def test_existing_results_are_refused(tmp_path: Path, name: str) -> None:
+    def write(overwrite: bool) -> None:
+        path, volume = tmp_path / name, image(1, 16, 16)
+        if name.endswith(".h5"):
+            write_submission(path, volume, overwrite=overwrite)
+        elif name.endswith(".gz"):
+            write_nifti(path, volume, overwrite=overwrite)
+        elif name.endswith(".png"):
+            write_panel(path, volume[0], overwrite=overwrite)
+        elif name.endswith(".json"):
+            write_run(path, {}, overwrite=overwrite)
+        else:
+            cfl.write(path, volume[None] + 0j, readout_axis=-2, overwrite=overwrite)
+
+    (tmp_path / name).write_text("old")
+    with pytest.raises(ResultExistsError, match=f"{name}.*overwrite"):
+        write(overwrite=False)
+    assert (tmp_path / name).read_text() == "old"
+    write(overwrite=True)
+    assert (tmp_path / name).read_bytes() != b"old"
+
+
+def test_result_folder_takes_all_or_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b"
+
+    def fail(overwrite: bool) -> None:
+        with result_folder(out, names=RESULT_NAMES, overwrite=overwrite) as staging:
+            write_run(staging / "run.json", {"half": 1})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail(overwrite=False)
+    assert contents(tmp_path) == []
+    with result_folder(out, names=RESULT_NAMES) as staging:
+        write_run(staging / "run.json", {})
+        write_nifti(staging / "reconstruction.nii.gz", image(1, 4, 4))
+        assert not (out / "run.json").exists()
+    assert contents(out) == ["reconstruction.nii.gz", "run.json"]
+    (out / "mine.txt").write_text("kept")
+    with (
+        pytest.raises(ResultExistsError, match=r"reconstruction.nii.gz, run.json"),
+        result_folder(out, names=RESULT_NAMES),
+    ):
+        raise AssertionError("refused before anything is done")
+    with pytest.raises(KeyboardInterrupt):
+        fail(overwrite=True)
+    assert json.loads((out / "run.json").read_text()) == {}
+    with result_folder(out, names=RESULT_NAMES, overwrite=True) as staging:
+        write_run(staging / "run.json", {"new": 1})
+    assert json.loads((out / "run.json").read_text()) == {"new": 1}
+    assert contents(out) == ["mine.txt", "reconstruction.nii.gz", "run.json"]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "sub"):
+        with pytest.raises(WriteError, match="a file where a folder should be"), result_folder(out, names=RESULT_NAMES):
+            raise AssertionError("refused before anything is done")
+    with pytest.raises(WriteError, match="a file where a folder should be"):
+        write_run(tmp_path / "file" / "run.json", {})
+
+
+CHILD = """
+import os, resource, sys, time
+from pathlib import Path
+import torch
+from recon.errors import ReconError
+from recon.io import cfl
+from recon.io.atomic import result_folder
+from recon.io.panel import write_panel
+from recon.io.writers import submission, write_nifti, write_run, write_submission
+
+out, volume = Path(sys.argv[2]), torch.rand(4, 128, 128)
+
+def streamed():
+    with submission(out / "streamed.h5") as file:
+        for i in range(4):
+            file.append(volume[i : i + 1])
+
+def folder():
+    with result_folder(out / "sub", names=["run.json"]) as staging:
+        write_run(staging / "run.json", {})
+
+WRITERS = [
+    lambda: write_submission(out / "a.h5", volume),
+    streamed,
+    lambda: write_nifti(out / "a.nii", volume),
+    lambda: write_nifti(out / "a.nii.gz", volume),
+    lambda: write_panel(out / "a.png", volume[0]),
+    lambda: write_run(out / "a.json", {"notes": ["x" * 40000]}),
+    lambda: cfl.write(out / "a", volume[:, None] + 0j, readout_axis=-2),
+    folder,
+]
+
+def each(writers):
+    for write in writers:
+        try:
+            write()
+        except ReconError as error:
+            print(error)
+        else:
+            print("written")
+
+if sys.argv[1] == "full":
+    for limit in (0, 1000, 3000, 20000):   # bytes a file may have: HDF5 fails at its header, its index, its data
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        each(WRITERS[:-1])
+elif sys.argv[1] == "unwritable":
+    for write in WRITERS:   # imports are lazy: all of them before the change of user
+        write()
+    for file in out.rglob("*"):
+        if file.is_file():
+            file.unlink()
+    (out / "sub").rmdir()
+    os.chmod(out, 0o555)
+    if os.geteuid() == 0:
+        os.setuid(65534)   # permissions do not bind root
+    each(WRITERS)
+else:
+    with result_folder(out / "new", names=["run.json"]) as staging, submission(staging / "a.h5") as file:
+        file.append(volume)
+        print("writing", flush=True)
+        time.sleep(60)
+"""
+
+
+def child(case: str, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, case, str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files fails writes as a full disk does: in the middle, by error number."""
+    process = child("full", tmp_path)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    lines = stdout.splitlines()
+    assert len(lines) == 4 * 7
+    small = [line for line in lines if "file larger than allowed" not in line]
+    assert small in ([], ["written"])  # 16 KiB of noise may fit a small picture
+    assert stderr == ""
+    assert contents(tmp_path) in ([], ["a.png"])
+
+
+def test_unwritable_folder_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:  # the other user must come this far; pytest makes its folders private
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    out = tmp_path / "out"
+    out.mkdir()
+    process = child("unwritable", out)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    lines = stdout.splitlines()
+    out.chmod(0o755)
+    assert len(lines) == 8
+    assert all("no permission to write" in line and "expected to write here" in line for line in lines)
+    assert contents(out) == []
+
+
+def test_interrupt_in_mid_write_leaves_nothing(tmp_path: Path) -> None:
+    process = child("interrupted", tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - start < 30  # it did not sleep to its end
+    assert contents(tmp_path) == []
