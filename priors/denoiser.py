@@ -251,7 +251,7 @@ class affine:
     """
 
     def __init__(self, denoiser: Denoiser, a: Tensor | float, b: Tensor | float = 0.0) -> None:
-        self.denoiser, self.a, self.b = denoiser, torch.as_tensor(a), torch.as_tensor(b)
+        self.denoiser, self.a, self.b = denoiser, exact(a), exact(b)
         if not (self.a > 0).all():
             raise ValueError(f"the intensity factor a must be positive, got {a}")
         self.ndim, self.is_complex = denoiser.ndim, denoiser.is_complex
@@ -263,6 +263,11 @@ class affine:
         a = a.to(x.real.dtype)
         scaled = labels(a * per_sample(sigma, x), x, self.ndim)
         return (self.denoiser(a * x + b.to(x.dtype), scaled) - b) / a
+
+
+def exact(value: Tensor | float) -> Tensor:
+    """A tensor as it is; a number in double precision, to be rounded to that of the images."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 class along:
