@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .likelihood import Gaussian, Randn
 
 
@@ -31,15 +32,15 @@ def withhold(mask: Tensor, *, seed: int, fraction: float = 0.03, calibration: in
         If mask is not bool, fraction is not between 0 and 1, or the samples outside the block are too few.
     """
     if mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected dtype torch.bool, got {mask.dtype}; use mask != 0")
+        raise InputError(f"mask: expected dtype torch.bool, got {mask.dtype}; use mask != 0")
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction: expected a number between 0 and 1, got {fraction}")
+        raise InputError(f"fraction: expected a number between 0 and 1, got {fraction}")
     candidates = mask.clone()
     candidates[tuple(slice(max((n - calibration) // 2, 0), (n + calibration) // 2) for n in mask.shape)] = False
     count = round(fraction * int(mask.sum()))
     index = candidates.flatten().nonzero().squeeze(-1)
     if not 1 <= count <= len(index):
-        raise ValueError(
+        raise InputError(
             f"cannot withhold {count} of {int(mask.sum())} samples ({fraction:.1%}): {len(index)} lie outside the "
             f"central block of width {calibration}; change the fraction or the width of the block"
         )
@@ -169,9 +170,9 @@ def data_fit(
     """
     A, y = withheld.A, withheld.y
     if len(samples) < 3:
-        raise ValueError(f"data_fit: expected at least 3 samples, got {len(samples)}; draw more")
+        raise InputError(f"data_fit: expected at least 3 samples, got {len(samples)}; draw more")
     if mask.dtype != torch.bool or A.codomain.shape[-mask.ndim :] != mask.shape or not bool(mask.any()):
-        raise ValueError(
+        raise InputError(
             f"data_fit: expected a bool mask of shape {A.codomain.shape[-mask.ndim :]} with something withheld, got "
             f"{mask.dtype} of shape {tuple(mask.shape)} with {int(mask.sum())} places"
         )
@@ -228,6 +229,8 @@ def _wilcoxon(differences: Tensor) -> float:
     from scipy.stats import wilcoxon
 
     by_place = differences.reshape(-1, differences.shape[-1]).sum(0)
+    if not bool(by_place.any()):
+        return 1.0  # the mean is the fallback
     return float(wilcoxon(by_place.double().cpu().numpy(), alternative="greater").pvalue)
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 
 def psnr(reference: Tensor, image: Tensor) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(max(r)^2 / mean((r - m)^2)), over the whole volume.
@@ -106,7 +108,7 @@ def ssim_scaled(reference: Tensor, image: Tensor, inside: Tensor) -> float:
     r, m = _pair(reference, image)
     centres = inside[..., 3:-3, 3:-3]
     if not bool(centres.any()):
-        raise ValueError("ssim_scaled: no 7x7 window has its centre in the object mask; use a larger object or psnr")
+        raise InputError("ssim_scaled: no 7x7 window has its centre in the object mask; use a larger object or psnr")
     return float(_ssim_map(r, scale * m, peak=float(r[inside].max()))[centres].mean())
 
 
@@ -133,11 +135,11 @@ def object_mask(reference: Tensor, *, threshold: float = 0.1, smoothing: float =
     from scipy import ndimage
 
     if reference.ndim not in (2, 3):
-        raise ValueError(f"object_mask: expected (y, x) or (slice, y, x), got shape {tuple(reference.shape)}")
+        raise InputError(f"object_mask: expected (y, x) or (slice, y, x), got shape {tuple(reference.shape)}")
     values = _pair(reference, reference)[0].cpu().numpy().reshape(-1, *reference.shape[-2:])
     level = threshold * np.quantile(values, 0.99)
     if level <= 0:
-        raise ValueError("object_mask: the 99th percentile of the reference is not positive; give a magnitude image")
+        raise InputError("object_mask: the 99th percentile of the reference is not positive; give a magnitude image")
     found = ndimage.gaussian_filter(values, (0, smoothing, smoothing)) > level
     y, x = np.mgrid[-closing : closing + 1, -closing : closing + 1]
     disc = x * x + y * y <= closing * closing
@@ -146,7 +148,7 @@ def object_mask(reference: Tensor, *, threshold: float = 0.1, smoothing: float =
         found[index] = ndimage.binary_fill_holes(padded)
     labels, pieces = ndimage.label(found)
     if pieces == 0:
-        raise ValueError(f"object_mask: nothing lies above {threshold} of the 99th percentile; lower the threshold")
+        raise InputError(f"object_mask: nothing lies above {threshold} of the 99th percentile; lower the threshold")
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     return torch.from_numpy(labels == largest).reshape(reference.shape).to(reference.device)
 
@@ -154,17 +156,17 @@ def object_mask(reference: Tensor, *, threshold: float = 0.1, smoothing: float =
 def _pair(reference: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64, checked."""
     if reference.shape != image.shape or reference.ndim < 2:
-        raise ValueError(
+        raise InputError(
             f"expected two images of one shape (..., y, x), got reference {tuple(reference.shape)} and image "
             f"{tuple(image.shape)}; crop or resample one of them"
         )
     if reference.is_complex() or image.is_complex():
-        raise ValueError("expected real magnitude images, got a complex one; take its magnitude")
+        raise InputError("expected real magnitude images, got a complex one; take its magnitude")
     r, m = reference.to(torch.float64), image.to(torch.float64)
     if not bool(torch.isfinite(r).all() & torch.isfinite(m).all()):
-        raise ValueError("expected finite images, got NaN or infinity")
+        raise InputError("expected finite images, got NaN or infinity")
     if not bool(r.any()):
-        raise ValueError("the reference is zero everywhere: nothing to compare with")
+        raise InputError("the reference is zero everywhere: nothing to compare with")
     return r, m
 
 
@@ -172,15 +174,15 @@ def _inside(reference: Tensor, image: Tensor, inside: Tensor) -> tuple[Tensor, T
     """The values of both inside the object mask, as vectors."""
     r, m = _pair(reference, image)
     if inside.dtype != torch.bool or inside.shape != r.shape:
-        raise ValueError(
+        raise InputError(
             f"object mask: expected bool of shape {tuple(r.shape)}, got {inside.dtype} of shape {tuple(inside.shape)}; "
             "make it with object_mask(reference)"
         )
     if not bool(inside.any()):
-        raise ValueError("object mask: expected at least one pixel, got none")
+        raise InputError("object mask: expected at least one pixel, got none")
     r, m = r[inside], m[inside]
     if not bool(r.any()) or not bool(m.any()):
-        raise ValueError("reference or image is zero inside the object mask: no scale factor fits")
+        raise InputError("reference or image is zero inside the object mask: no scale factor fits")
     return r, m
 
 
@@ -192,7 +194,7 @@ def _ssim_map(r: Tensor, m: Tensor, *, peak: float) -> Tensor:
     """(..., y, x) -> (..., y - 6, x - 6): SSIM of every 7x7 window that lies inside the slice."""
     size = 7
     if min(r.shape[-2:]) < size:
-        raise ValueError(f"ssim: expected slices of at least {size}x{size} pixels, got {tuple(r.shape[-2:])}")
+        raise InputError(f"ssim: expected slices of at least {size}x{size} pixels, got {tuple(r.shape[-2:])}")
 
     def mean(values: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(values.reshape(-1, 1, *r.shape[-2:]), size, stride=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .likelihood import Gaussian, Randn
 from .metrics import fit_scale
 
@@ -74,9 +75,9 @@ def summarize(samples: Tensor, *, level: float = 0.9, to_image: Callable[[Tensor
         If there is no sample, a sample is not finite, or level is not between 0 and 1.
     """
     if samples.ndim < 2 or len(samples) == 0:
-        raise ValueError(f"samples: expected (sample, *domain) with at least one sample, got {tuple(samples.shape)}")
+        raise InputError(f"samples: expected (sample, *domain) with at least one sample, got {tuple(samples.shape)}")
     if not bool(torch.isfinite(samples).all()):
-        raise ValueError("samples: expected finite values, got NaN or infinity; the sampler diverged")
+        raise InputError("samples: expected finite values, got NaN or infinity; the sampler diverged")
     images, count = to_image(samples), len(samples)
     rule = describe_interval(count, level=level)
     std, lower, upper, std_error = None, None, None, None
@@ -115,10 +116,10 @@ def interval(values: Tensor, *, level: float = 0.9) -> tuple[Tensor, Tensor]:
         If there are fewer than 2 samples, values are complex, or level is not between 0 and 1.
     """
     if values.is_complex():
-        raise ValueError("interval: expected real values, got complex ones; take magnitude, real or imaginary part")
+        raise InputError("interval: expected real values, got complex ones; take magnitude, real or imaginary part")
     count = len(values)
     if count < 2:
-        raise ValueError(f"interval: expected at least 2 samples, got {count}; the spread of one is undefined")
+        raise InputError(f"interval: expected at least 2 samples, got {count}; the spread of one is undefined")
     j = _rank(count, level)
     if j >= 2:
         ordered = values.sort(0).values
@@ -147,7 +148,7 @@ def describe_interval(count: int, *, level: float = 0.9) -> str:
 def _rank(count: int, level: float) -> int:
     """The largest j with (K + 1 - 2 j) / (K + 1) >= level."""
     if not 0 < level < 1:
-        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
+        raise InputError(f"level: expected a coverage between 0 and 1, got {level}")
     return math.floor((count + 1) * (1 - level) / 2 + 1e-9)  # 40 * (1 - 0.9) / 2 is 2, but not in floating point
 
 
@@ -234,7 +235,7 @@ def predictive_coverage(
     """
     A, y = reference.A, reference.y
     if len(samples) < 2:
-        raise ValueError(f"predictive_coverage: expected at least 2 samples, got {len(samples)}; draw more")
+        raise InputError(f"predictive_coverage: expected at least 2 samples, got {len(samples)}; draw more")
     to_image = combine if combine is not None else lambda data: magnitude(A.adjoint(data))
     predicted = A(samples)
     predicted = predicted + rng.randn_like(predicted)

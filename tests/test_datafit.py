@@ -147,6 +147,15 @@ def test_without_a_fallback_the_spread_decides(right: Prior) -> None:
     assert "Compare with l1-wavelet" in fit.statement
 
 
+def test_the_fallback_is_not_worse_than_itself(right: Prior) -> None:
+    x = right.draw(White(0))
+    samples = torch.stack([x] * 4)
+    data = Gaussian(right.A_withheld, right.A_withheld(x + 1))
+    fit = data_fit(samples, data, right.withheld, rng=White(1), fallback=x)
+    assert fit.p_not_worse == 1
+    assert fit.ratio_to_fallback == 1
+
+
 def test_scores_point_to_the_bad_coil_and_sector(right: Prior) -> None:
     white = White(0)
     x = right.draw(white)
