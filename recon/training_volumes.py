@@ -70,8 +70,7 @@ def read_nifti(path: Path) -> Volume:
 
 
 def read_fastmri(path: Path) -> Volume:
-    """The reconstruction in a fastMRI file; else images from k-space: of one coil complex, of many root sum of squares.
-    """
+    """The reconstruction in a fastMRI file; else images from k-space: of one coil complex, of many root sum of squares."""
     import h5py
 
     with h5py.File(path) as file:
