@@ -181,8 +181,8 @@ def prepare(
         compression = svd_compression(kspace, coils, coil_axis=coil_axis)
         kspace = apply_coil_matrix(compression, kspace, coil_axis=coil_axis)
         factor = factor @ compression.mH
-    maps = _sensitivities(kspace, mask, sets=sets, crop=crop)
-    maps = as_measured(maps, factor, coil_axis=coil_axis) * scale
+    maps = _sensitivities(_calibration(kspace, mask), mask.shape, sets=sets, crop=crop)
+    maps = scale * as_measured(maps, factor, _calibration(measured, mask), coil_axis=coil_axis)
     final = scan.recon_shape or scan.shape
     return PreparedMRI(
         kspace=kspace,
@@ -242,15 +242,20 @@ def _crop_readout(kspace: Tensor, scan: MRIScan) -> tuple[Tensor, Tensor]:
 _CALIBRATION_WIDTH = 24
 
 
-def _sensitivities(kspace: Tensor, mask: Tensor, *, sets: int, crop: float) -> Tensor:
-    """ESPIRiT maps (slice, set, coil, *spatial) of whitened data; one coil sees everything alike."""
-    ndim = mask.ndim
-    if kspace.shape[-ndim - 1] == 1:
-        if sets > 1:
-            raise InputError(f"sets: one coil has one map set, got {sets}")
-        return torch.ones_like(kspace).unsqueeze(1)
-    for axis, block in zip(range(-ndim, 0), calibration_region(mask), strict=True):
+def _calibration(kspace: Tensor, mask: Tensor) -> Tensor:
+    """The fully sampled centre of k-space, of limited width."""
+    for axis, block in zip(range(-mask.ndim, 0), calibration_region(mask), strict=True):
         width = min(block.stop - block.start, _CALIBRATION_WIDTH)
         middle = (block.start + block.stop) // 2
         kspace = kspace.narrow(axis, middle - width // 2, width)
-    return espirit(kspace, mask.shape, sets=sets, crop=crop).maps
+    return kspace
+
+
+def _sensitivities(calibration: Tensor, shape: Sequence[int], *, sets: int, crop: float) -> Tensor:
+    """ESPIRiT maps (slice, set, coil, *spatial) of whitened data; one coil sees everything alike."""
+    slices, coils = calibration.shape[:2]
+    if coils > 1:
+        return espirit(calibration, shape, sets=sets, crop=crop).maps
+    if sets > 1:
+        raise InputError(f"sets: one coil has one map set, got {sets}")
+    return calibration.new_ones(slices, 1, 1, *shape)

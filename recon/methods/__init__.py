@@ -1,0 +1,78 @@
+"""Every method by its name. A method is a function: it is given what its parameters name, and its keywords are options.
+
+What a parameter may name: `likelihood`, `scan` (prepared), `denoiser`, `sigmas` (noise levels), `rng` (random streams).
+Classical methods return one image, samplers (those with `rng`) one image for each sample.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from priors.denoiser import Denoiser
+
+from ..errors import InputError
+from ..likelihood import Gaussian
+from .classical import cg_sense, l1_wavelet, total_variation
+from .dds import dds, dds_hard
+from .split_gibbs import split_gibbs
+from .zero_filled import root_sum_of_squares, zero_filled
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "zero-filled": zero_filled,
+    "rss": root_sum_of_squares,
+    "cg-sense": cg_sense,
+    "l1-wavelet": l1_wavelet,
+    "tv": total_variation,
+    "dds": dds,
+    "dds-hard": dds_hard,
+    "split-gibbs": split_gibbs,
+}
+
+SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {}
+"""The noise levels of a sampler, given the likelihood, the denoiser and the number of steps (None: its own)."""
+
+INPUTS = ("likelihood", "scan", "denoiser", "sigmas", "rng")
+
+
+def method_named(name: str) -> Callable[..., Tensor]:
+    """The method of that name.
+
+    Raises
+    ------
+    InputError
+        If there is none; the message lists the names.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def inputs_of(method: Callable[..., Tensor]) -> tuple[str, ...]:
+    """Which of INPUTS a method needs."""
+    return tuple(name for name in INPUTS if name in inspect.signature(method).parameters)
+
+
+def options_of(method: Callable[..., Tensor]) -> dict[str, Any]:
+    """The options of a method, name -> default: its keywords that are numbers, switches or names."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(method).parameters.items()
+        if isinstance(parameter.default, bool | int | float | str)
+    }
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raise InputError unless every option is one of the method's, and of its kind."""
+    known = options_of(method_named(name))
+    for option, value in options.items():
+        if option not in known:
+            expected = ", ".join(f"{key}={default}" for key, default in known.items()) or "none"
+            raise InputError(f"method {name}: unknown option {option!r}; expected among: {expected}")
+        default = known[option]
+        kind = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
+            raise InputError(f"method {name}: option {option} expects {type(default).__name__}, got {value!r}")

@@ -1,0 +1,199 @@
+"""What a reconstruction returns, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from operators.masks import acceleration
+
+from . import metrics
+from .io.atomic import result_folder
+from .io.panel import write_panel
+from .io.writers import (
+    NIFTI,
+    PANEL,
+    RESULT_NAMES,
+    RUN,
+    SUBMISSION,
+    run_record,
+    write_nifti,
+    write_run,
+    write_submission,
+)
+from .methods import inputs_of, method_named
+from .mri import MRIScan
+from .posterior import magnitude, summarize
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """One slice, cropped and in the units of the measured data.
+
+    Parameters
+    ----------
+    samples : (sample, set, y, x) complex; one for methods that draw none.
+    zero_filled, reference : (y, x) magnitude; the latter None if there is none.
+    seconds : that the method took.
+    notes : sentences on the preparation.
+    """
+
+    samples: Tensor
+    zero_filled: Tensor
+    reference: Tensor | None
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Images in the units of the measured data, what they were made with, and how good they are.
+
+    Parameters
+    ----------
+    mean : (slice, y, x) magnitude image; the mean over samples for methods that draw them.
+    complex_mean : (slice, y, x) complex, with one map set; None with several.
+    std : (slice, y, x) standard deviation of the magnitude, None unless several samples were drawn.
+    lower, upper : (slice, y, x) prediction interval of the magnitude, None likewise.
+    samples : (slice, sample, y, x) magnitude images, None for methods that draw none.
+    zero_filled : (slice, y, x) magnitude.
+    reference : (slice, y, x) magnitude, None if there is none.
+    metrics : name -> value against the reference; empty without one. See recon.metrics for the definitions.
+    statement : what the maps are and how far they can be trusted.
+    run : what reproduces it (arguments, seed, versions, checksums), with timings and notes.
+    voxel_size : mm along (z, y, x).
+    header : texts of the file, to be written back.
+    """
+
+    mean: Tensor
+    complex_mean: Tensor | None
+    std: Tensor | None
+    lower: Tensor | None
+    upper: Tensor | None
+    samples: Tensor | None
+    zero_filled: Tensor
+    reference: Tensor | None
+    metrics: dict[str, float]
+    statement: str
+    run: dict[str, Any]
+    voxel_size: tuple[float, float, float]
+    header: Mapping[str, str]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, complex_image: bool = False) -> None:
+        """Write reconstruction.h5 (fastMRI layout), reconstruction.nii.gz, panel.png and run.json.
+
+        Parameters
+        ----------
+        overwrite : replace the results of an earlier run.
+        complex_image : also keep the complex image in the HDF5 file.
+
+        Raises
+        ------
+        ResultExistsError, WriteError
+            If results are there and `overwrite` is not set; if the folder cannot be written.
+        """
+        with result_folder(folder, names=RESULT_NAMES, overwrite=overwrite) as target:
+            self.write(target, complex_image=complex_image)
+
+    def write(self, folder: Path, *, complex_image: bool = False) -> None:
+        """Write the files into an empty folder."""
+        write_submission(
+            folder / SUBMISSION,
+            self.mean,
+            std=self.std,
+            samples=self.samples,
+            complex_image=self.complex_mean if complex_image else None,
+            header=self.header,
+        )
+        write_nifti(folder / NIFTI, self.mean, voxel_size=self.voxel_size)
+        middle = len(self.mean) // 2
+        method = str(self.run["arguments"].get("method", "reconstruction"))
+        write_panel(
+            folder / PANEL,
+            self.mean[middle],
+            reference=None if self.reference is None else self.reference[middle],
+            zero_filled=self.zero_filled[middle],
+            std=None if self.std is None else self.std[middle],
+            name=method,
+            caption=caption(self.metrics),
+            title=str(self.run.get("title", "")),
+            voxel_size=self.voxel_size,
+        )
+        write_run(folder / RUN, self.run)
+
+
+def caption(metrics: Mapping[str, float]) -> str:
+    """The two figures below an image."""
+    if "psnr_scaled" not in metrics:
+        return ""
+    return f"PSNR {metrics['psnr_scaled']:.1f} dB, SSIM {metrics['ssim_scaled']:.3f} (scaled, in the object)"
+
+
+def assemble(
+    results: Sequence[SliceResult],
+    *,
+    scan: MRIScan,
+    settings: Settings,
+    mask: Tensor | None,
+    path: Path | None,
+    card: Mapping[str, Any] | None,
+) -> Reconstruction:
+    """Slices to volumes, their maps, metrics and the record of the run."""
+    posteriors = [summarize(result.samples.cpu()) for result in results]
+    first = posteriors[0]
+    mean = torch.stack([posterior.mean for posterior in posteriors])
+    reference = _stack([result.reference for result in results])
+    measured = scan.mask if mask is None else scan.mask & mask.cpu()
+    statement = first.statement if "rng" in inputs_of(method_named(settings.method)) else ""
+    quality = {} if reference is None else measure(reference, mean)
+    run = run_record(
+        arguments=asdict(settings),
+        seed=settings.seed,
+        device=settings.device,
+        input_path=path,
+        timings={"method": sum(result.seconds for result in results)},
+        metrics=quality,
+        notes=[note for note in (*results[0].notes, statement) if note],
+    )
+    run["acceleration"] = acceleration(measured)
+    run["prior"] = card
+    return Reconstruction(
+        mean=mean,
+        complex_mean=torch.stack([p.sample_mean[0] for p in posteriors]) if settings.sets == 1 else None,
+        std=_stack([posterior.std for posterior in posteriors]),
+        lower=_stack([posterior.lower for posterior in posteriors]),
+        upper=_stack([posterior.upper for posterior in posteriors]),
+        samples=torch.stack([magnitude(p.samples) for p in posteriors]) if statement else None,
+        zero_filled=torch.stack([result.zero_filled.cpu() for result in results]),
+        reference=reference,
+        metrics=quality,
+        statement=statement,
+        run=run,
+        voxel_size=scan.voxel_size,
+        header=scan.header,
+    )
+
+
+def measure(reference: Tensor, image: Tensor) -> dict[str, float]:
+    """Every metric against a reference (slice, y, x); those named scaled are taken inside its object mask."""
+    inside = metrics.object_mask(reference)
+    return {
+        "psnr": metrics.psnr(reference, image),
+        "ssim": metrics.ssim(reference, image),
+        "nmse": metrics.nmse(reference, image),
+        "psnr_scaled": metrics.psnr_scaled(reference, image, inside),
+        "ssim_scaled": metrics.ssim_scaled(reference, image, inside),
+        "nmse_scaled": metrics.nmse_scaled(reference, image, inside),
+    }
+
+
+def _stack(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All of them as one tensor on the CPU, None if one is missing."""
+    kept = [part.cpu() for part in parts if part is not None]
+    return torch.stack(kept) if len(kept) == len(parts) else None
