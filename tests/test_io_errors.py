@@ -162,6 +162,8 @@ def test_truncated_numpy(tmp_path: Path) -> None:
 def test_pickles_are_not_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
     assert "cannot be read" in refusal(tmp_path / "a.npy")
+    np.savez(tmp_path / "a.npz", kspace=np.array([{}], dtype=object), allow_pickle=True)
+    assert "cannot be read" in refusal(tmp_path / "a.npz")
 
 
 def test_bad_companions_of_kspace() -> None:

@@ -271,7 +271,7 @@ from recon.errors import ReconError
 from recon.io import cfl
 from recon.io.atomic import result_folder
 from recon.io.panel import write_panel
-from recon.io.writers import submission, write_nifti, write_run, write_submission
+from recon.io.writers import Disk, submission, write_nifti, write_run, write_submission
 
 out, volume = Path(sys.argv[2]), torch.rand(4, 128, 128)
 
@@ -280,6 +280,10 @@ def streamed():
         for i in range(4):
             file.append(volume[i : i + 1])
 
+def header_only():   # nothing is written before the file is closed
+    with submission(out / "header.h5", header={"text": "x" * 30000}):
+        pass
+
 def folder():
     with result_folder(out / "sub", names=["run.json"]) as staging:
         write_run(staging / "run.json", {})
@@ -287,6 +291,7 @@ def folder():
 WRITERS = [
     lambda: write_submission(out / "a.h5", volume),
     streamed,
+    header_only,
     lambda: write_nifti(out / "a.nii", volume),
     lambda: write_nifti(out / "a.nii.gz", volume),
     lambda: write_panel(out / "a.png", volume[0]),
@@ -308,6 +313,10 @@ if sys.argv[1] == "full":
     for limit in (0, 1000, 3000, 20000):   # bytes a file may have: HDF5 fails at its header, its index, its data
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         each(WRITERS[:-1])
+        with Disk(out / "disk", "w+b") as disk:   # one byte too many: the system writes the others and reports no error
+            disk.write(bytes(limit + 1))
+            print(disk.error)
+        (out / "disk").unlink()
 elif sys.argv[1] == "unwritable":
     for write in WRITERS:   # imports are lazy: all of them before the change of user
         write()
@@ -343,7 +352,9 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     lines = stdout.splitlines()
-    assert len(lines) == 4 * 7
+    assert len(lines) == 4 * 9
+    assert lines[8::9] == ["[Errno 27] File too large"] * 4
+    del lines[8::9]
     small = [line for line in lines if "file larger than allowed" not in line]
     assert small in ([], ["written"])  # 16 KiB of noise may fit a small picture
     assert stderr == ""
@@ -362,7 +373,7 @@ def test_unwritable_folder_is_one_line_and_leaves_nothing(tmp_path: Path) -> Non
     assert process.returncode == 0, stderr
     lines = stdout.splitlines()
     out.chmod(0o755)
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all("no permission to write" in line and "expected to write here" in line for line in lines)
     assert contents(out) == []
 
