@@ -112,7 +112,7 @@ def apply_coil_matrix(matrix: Tensor, data: Tensor, *, coil_axis: int = -3, axis
     return torch.einsum("nkc,...nc->...nk", matrix, along).movedim((-1, -2), (coil_axis, axis))
 
 
-def virtual_coils(kspace: Tensor, mask: Tensor, *, energy: float = 0.9999) -> int:
+def virtual_coils(kspace: Tensor, mask: Tensor, *, energy: float = 0.9999, readout_axis: int | None = None) -> int:
     """Number of virtual coils that keep a part of the signal's energy.
 
     Parameters
@@ -120,6 +120,7 @@ def virtual_coils(kspace: Tensor, mask: Tensor, *, energy: float = 0.9999) -> in
     kspace : (..., coil, *mask.shape) complex, whitened; zero where not sampled. Leading axes (slices) are pooled.
     mask : (ky, kx) or (kz, ky, kx) bool; True where sampled.
     energy : part of the signal's energy to keep, at least; the noise's (2 per sample and coil) does not count.
+    readout_axis : None counts for `svd_compression`, the frequency-encoding axis for `geometric_compression`.
 
     Raises
     ------
@@ -129,10 +130,11 @@ def virtual_coils(kspace: Tensor, mask: Tensor, *, energy: float = 0.9999) -> in
     if not 0 < energy < 1:
         raise ValueError(f"energy: expected a part between 0 and 1, got {energy}")
     coil_axis = -mask.ndim - 1
-    samples = kspace.numel() // kspace.shape[coil_axis] // mask.numel() * int(mask.sum())
-    values = torch.linalg.eigvalsh(_coil_gram(kspace, coil_axis)).flip(0)
+    gram = _gram(kspace, coil_axis) if readout_axis is None else _position_gram(kspace, coil_axis, readout_axis)
+    values = torch.linalg.eigvalsh(gram).flip(-1).reshape(-1, len(gram[-1])).sum(0)
     if not values[0] > 0:
         raise ValueError("k-space: expected data, got zeros only; check that the file was exported completely")
+    samples = kspace.numel() // (kspace.shape[coil_axis] * mask.numel()) * int(mask.sum())
     kept = (values - 2 * samples).clamp(min=0).cumsum(0)
     return 1 + int((kept < energy * kept[-1]).sum())
 
@@ -161,7 +163,7 @@ def svd_compression(kspace: Tensor, coils: int, *, coil_axis: int = -3) -> Tenso
     Huang et al., Magn Reson Imaging 26, 133 (2008).
     """
     _check_virtual(coils, kspace.shape[coil_axis])
-    vectors = torch.linalg.eigh(_coil_gram(kspace, coil_axis))[1]
+    vectors = torch.linalg.eigh(_gram(kspace, coil_axis))[1]
     return vectors[:, -coils:].flip(1).mH.to(kspace.dtype)
 
 
@@ -212,7 +214,7 @@ def geometric_compression(kspace: Tensor, mask: Tensor, coils: int, *, readout_a
     position = torch.arange(len(gram), device=gram.device)
     near = ((position - position[:, None]).abs() <= window // 2).to(gram.dtype)
     gram = torch.einsum("nm,mcd->ncd", near, gram) + 1e-3 * gram.mean(0)
-    bases = torch.linalg.eigh(gram.to(torch.complex128))[1][..., -coils:].flip(-1)  # (readout, coil, virtual coil)
+    bases = torch.linalg.eigh(gram)[1][..., -coils:].flip(-1)  # (readout, coil, virtual coil)
 
     start = int(gram.diagonal(dim1=1, dim2=2).real.sum(1).argmax())
     for positions in (range(start + 1, len(bases)), range(start - 1, -1, -1)):
@@ -223,18 +225,22 @@ def geometric_compression(kspace: Tensor, mask: Tensor, coils: int, *, readout_a
     return bases.mH.to(kspace.dtype)
 
 
-def as_measured(maps: Tensor, factor: Tensor, *, coil_axis: int = -3, axis: int | None = None) -> Tensor:
-    """Maps of prepared coils, scaled so that their sum of squares is 1 in the coils as measured.
+def as_measured(
+    maps: Tensor, factor: Tensor, calibration: Tensor, *, coil_axis: int = -3, axis: int | None = None
+) -> Tensor:
+    """Maps of prepared coils in the magnitude and phase that they have in the coils as measured.
 
-    Sensitivities S of the measured coils are W S in the whitened ones, with W = L^-1. Maps estimated there are
-    S_w = a W S with an unknown a(r); |L S_w| = |S| = 1 fixes its magnitude, and data y = S x + n and W y = S_w x + W n
-    have the same |x|.
+    Sensitivities S of the measured coils are W S in the whitened ones, W = L^-1. Maps estimated there are S_w = a W S
+    with an unknown factor a(r) for each pixel. |L S_w| = |S| = 1 fixes its magnitude. Its phase is fixed as
+    `operators.espirit` does with the coils as measured: their combination of most energy is real and not negative.
+    Then data y = S x + n and W y = S_w x + W n have the same image x: whitening weights the noise and nothing else.
 
     Parameters
     ----------
     maps : (..., set, coil, y, x) complex, estimated on whitened (and compressed) data; 0 where cropped.
     factor : (measured coil, coil): L of `noise_factor`; after a compression V, L V^H. Or one for each position along
         `axis`, (n, measured coil, coil).
+    calibration : (..., measured coil, ky, kx) complex k-space, before whitening; one phase reference for all slices.
     coil_axis : axis of the coils (negative).
     axis : axis of the positions (negative), with a factor for each.
 
@@ -246,11 +252,15 @@ def as_measured(maps: Tensor, factor: Tensor, *, coil_axis: int = -3, axis: int 
     Raises
     ------
     ValueError
-        If maps and factor do not fit.
+        If maps, factor and calibration do not fit.
     """
     measured = apply_coil_matrix(factor, maps, coil_axis=coil_axis, axis=axis)
     norm = torch.linalg.vector_norm(measured, dim=coil_axis, keepdim=True)
-    return torch.where(norm > 0, maps / norm, 0)
+    weights = svd_compression(calibration, 1, coil_axis=coil_axis)
+    weights = weights * torch.sgn(weights[:, weights.abs().argmax()]).conj()
+    phase = torch.sgn(apply_coil_matrix(weights, measured, coil_axis=coil_axis))
+    scale = torch.where(phase == 0, 1, phase).conj() / norm.where(norm > 0, 1)
+    return maps * scale
 
 
 def remove_readout_oversampling(kspace: Tensor, *, readout_axis: int, size: int) -> Tensor:
@@ -277,10 +287,16 @@ def remove_readout_oversampling(kspace: Tensor, *, readout_axis: int, size: int)
     return fftc(ifftc(kspace, (readout_axis,)).narrow(readout_axis, n // 2 - size // 2, size), (readout_axis,))
 
 
-def _coil_gram(kspace: Tensor, coil_axis: int) -> Tensor:
+def _gram(kspace: Tensor, coil_axis: int) -> Tensor:
     """Sum over samples of y y^H, (coil, coil) in double precision."""
     samples = kspace.movedim(coil_axis, 0).flatten(1)
     return (samples @ samples.mH).to(torch.complex128)
+
+
+def _position_gram(kspace: Tensor, coil_axis: int, readout_axis: int) -> Tensor:
+    """The same for each position along the readout, (readout, coil, coil)."""
+    lines = ifftc(kspace, (readout_axis,)).movedim((readout_axis, coil_axis), (0, 1)).flatten(2)
+    return (lines @ lines.mH).to(torch.complex128)
 
 
 def _check_virtual(virtual: int, coils: int) -> None:

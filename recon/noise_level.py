@@ -19,8 +19,6 @@ _POSITIONS, _LINES = 4, 8
 # Energy of inner over outer lines: near 1 in air, and above 15 in tissue. Ripples and ghosts of a bright object reach
 # the air too, but with less than this part of the object's own ratio.
 _AIR_RATIO, _AIR_PART = 4.0, 0.05
-# Levels in air differ by chance, and fall off at the ends of the receiver's filter.
-_SAME_LEVEL = 1.5
 # Part of the samples (or of the lines) that counts as the outermost of k-space.
 _OUTERMOST = 0.1
 
@@ -165,7 +163,8 @@ def _air(kspace: Tensor, mask: Tensor, axis: int) -> Tensor | None:
     outwards = _radius(whole.shape, mask.device)[whole].argsort()
     lines = kspace.movedim(axis, -1)[:, :, whole][:, :, outwards]  # (coil, slice, line, readout)
 
-    hybrid = ifftc(lines, (-1,)) / math.sqrt(float(read.double().mean()))  # noise as strong as in k-space
+    taper = _taper(len(read), read.device) * read
+    hybrid = ifftc(taper * torch.where(read, lines, 0), (-1,)) / taper.square().mean().sqrt()  # noise as in k-space
     inner, outer = (part.flatten(1, 2) for part in hybrid.tensor_split(2, dim=2))
 
     # Energy (coil, position); the median of outer lines is that of noise where there is noise only.
@@ -175,12 +174,16 @@ def _air(kspace: Tensor, mask: Tensor, axis: int) -> Tensor | None:
     level = (weight * outer_energy).sum(0)
     ratio = (weight * inner_energy).sum(0) / level
     air = ratio < max(_AIR_RATIO, _AIR_PART * float(ratio.quantile(0.75)))
-    if air.any():
-        typical = level[air].median()
-        air &= (level > typical / _SAME_LEVEL) & (level < typical * _SAME_LEVEL)
     samples = outer[..., air].flatten(1)
     enough = air.sum() >= _POSITIONS and samples.shape[1] >= _SAMPLES_PER_COIL * len(samples)
     return samples if enough else None
+
+
+def _taper(n: int, device: torch.device) -> Tensor:
+    """1 over the central half, falling to 0 as a cosine: the ripples of an edge fade with the distance cubed."""
+    distance = (torch.arange(n, device=device) + 0.5) / n
+    edge = torch.minimum(distance, 1 - distance)
+    return torch.sin(2 * math.pi * edge.clamp(max=0.25)).square()
 
 
 def _finest_band(kspace: Tensor, mask: Tensor, axes: tuple[int, ...]) -> Tensor | None:
