@@ -244,10 +244,9 @@ _CALIBRATION_WIDTH = 24
 
 def _calibration(kspace: Tensor, mask: Tensor) -> Tensor:
     """The fully sampled centre of k-space, of limited width."""
-    for axis, block in zip(range(-mask.ndim, 0), calibration_region(mask), strict=True):
-        width = min(block.stop - block.start, _CALIBRATION_WIDTH)
-        middle = (block.start + block.stop) // 2
-        kspace = kspace.narrow(axis, middle - width // 2, width)
+    region = calibration_region(mask, longest=_CALIBRATION_WIDTH)
+    for axis, block in zip(range(-mask.ndim, 0), region, strict=True):
+        kspace = kspace.narrow(axis, block.start, block.stop - block.start)
     return kspace
 
 

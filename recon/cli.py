@@ -1,0 +1,275 @@
+"""The command `recon`: the words of the Python interface, a progress bar, and errors of one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .pipeline import Progress
+
+# torch and all that needs it are imported inside the commands, so that `recon --help` is instant.
+
+app = typer.Typer(
+    help="Posterior reconstruction: measured data in, image and uncertainty out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command; a user's error is one line on stderr and a non-zero exit."""
+    from .errors import ReconError
+
+    try:
+        app()
+    except ReconError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command continues where it stopped")
+        sys.exit(130)
+
+
+File = Annotated[Path, typer.Argument(help="fastMRI HDF5, BART cfl, NumPy .npy or .npz.")]
+
+
+@app.command()
+def reconstruct(
+    file: File,
+    method: Annotated[str, typer.Option(help="See `recon methods`.")] = "l1-wavelet",
+    option: Annotated[list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE.")] = None,
+    mask: Annotated[str | None, typer.Option(help="Undersample fully sampled data with this pattern.")] = None,
+    acceleration: Annotated[float, typer.Option(help="Grid points per sample of the mask.")] = 4.0,
+    slices: Annotated[str | None, typer.Option(help="FIRST:LAST (exclusive), all by default.")] = None,
+    samples: Annotated[int, typer.Option(help="Posterior samples, for methods that draw them.")] = 8,
+    prior: Annotated[str, typer.Option(help="Name of an embedded prior, or the path of one.")] = "brain",
+    steps: Annotated[int | None, typer.Option(help="Noise levels of a sampler; its own number by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the mask and of the samples.")] = 0,
+    coils: Annotated[int | None, typer.Option(help="Compress to so many virtual coils.")] = None,
+    sets: Annotated[int, typer.Option(help="ESPIRiT map sets; 2 if the object exceeds the field of view.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("reconstruction"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    complex_image: Annotated[bool, typer.Option("--complex", help="Save the complex image too.")] = False,
+) -> None:
+    """Reconstruct a scan: HDF5, NIfTI, a picture and run.json in a folder."""
+    from .pipeline import reconstruct as run
+
+    with progress_bar() as progress:
+        result = run(
+            file,
+            method=method,
+            options=parse_options(option or []),
+            mask=mask,
+            acceleration=acceleration,
+            slices=parse_slices(slices),
+            samples=samples,
+            prior=prior,
+            steps=steps,
+            seed=seed,
+            coils=coils,
+            sets=sets,
+            device=device,
+            out=out,
+            overwrite=overwrite,
+            complex_image=complex_image,
+            progress=progress,
+        )
+    for note in result.run["notes"]:
+        console.print(_plain(note), style="dim", soft_wrap=True)
+    console.print(f"true acceleration {result.run['acceleration']:.2f}, {result.run['timings_s']['method']:.1f} s")
+    if result.metrics:
+        console.print(metrics_table({method: result.metrics}))
+    console.print(f"results in {out}/", soft_wrap=True)
+
+
+@app.command()
+def info(file: File) -> None:
+    """Say what a file holds."""
+    from operators.masks import acceleration, calibration_region
+
+    from .io import load
+    from .mri import noise_of
+
+    scan = load(file)
+    table = Table(show_header=False, box=None)
+    calibration = [block.stop - block.start for block in calibration_region(scan.mask)]
+    rows = {
+        "name": scan.name,
+        "k-space": f"{len(scan)} slices, {scan.coils} coils, {' x '.join(map(str, scan.shape))}",
+        "sampled": f"{acceleration(scan.mask):.2f}-fold accelerated, {scan.mask_source}",
+        "calibration": " x ".join(map(str, calibration)),
+        "image": " x ".join(map(str, scan.recon_shape or scan.shape)),
+        "voxel": " x ".join(f"{size:g}" for size in scan.voxel_size) + " mm",
+        "noise": noise_of(scan).source,
+        "reference": "none" if scan.reference is None else "in the file",
+    }
+    for key, value in rows.items():
+        table.add_row(f"[bold]{key}", _plain(value))
+    for note in scan.notes:
+        table.add_row("[bold]note", _plain(note))
+    console.print(table)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods with their options."""
+    from .methods import METHODS, inputs_of, options_of
+
+    table = Table("method", "what it is", "options for --set (default)", box=None, header_style="bold")
+    for name, method in METHODS.items():
+        summary = (method.__doc__ or "").strip().splitlines()[0]
+        options = ", ".join(f"{key}={value}" for key, value in options_of(method).items())
+        prior = " [dim](prior)" if "denoiser" in inputs_of(method) else ""
+        table.add_row(name + prior, _plain(summary), options)
+    console.print(table)
+
+
+@app.command()
+def demo(
+    file: Annotated[
+        Path | None, typer.Argument(help="A fully sampled scan of your own; else an embedded head.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+) -> None:
+    """Undersample a scan fourfold and compare the methods on it."""
+    from .demo import run
+
+    with progress_bar() as progress:
+        results = run(file, out=out, overwrite=overwrite, progress=progress)
+    console.print(metrics_table({name: result.metrics for name, result in results.items()}, results))
+    console.print(f"pictures in {out}/panel.png", soft_wrap=True)
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="Of fastMRI files, NIfTI, DICOM or label maps.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the prior.")] = Path("prior"),
+    minutes: Annotated[float, typer.Option(help="Training time, over all calls together.")] = 60.0,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps instead.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Patterns of file names to leave out.")] = None,
+    validation: Annotated[list[str] | None, typer.Option(help="Patterns of file names to validate on.")] = None,
+    name: Annotated[str, typer.Option(help="Of the prior.")] = "prior",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of the weights, the images and the noise.")] = 0,
+) -> None:
+    """Train a prior on a folder of images; the same command continues an interrupted training."""
+    from .train import train as run
+
+    card = run(
+        folder,
+        out=out,
+        minutes=minutes,
+        steps=steps,
+        exclude=exclude or (),
+        validation=validation or (),
+        name=name,
+        device=device,
+        seed=seed,
+    )
+    console.print(f"prior in {card}; use it with --prior {card}", soft_wrap=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar with the time left, shown while the block runs."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("preparing", total=1.0)
+        yield lambda what, done: bar.update(task, description=what, completed=done)
+
+
+def metrics_table(metrics: dict[str, dict[str, float]], results: dict[str, Any] | None = None) -> Table:
+    """One row for each method; what is scaled and what is not is in the names of the columns."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("method")
+    names = {
+        "psnr": "PSNR (dB)",
+        "ssim": "SSIM",
+        "nmse": "NMSE",
+        "psnr_scaled": "PSNR scaled, in object",
+        "ssim_scaled": "SSIM scaled, in object",
+    }
+    for title in names.values():
+        table.add_column(title, justify="right")
+    if results:
+        table.add_column("seconds", justify="right")
+    for method, values in metrics.items():
+        row = [f"{values[name]:.2f}" if "psnr" in name else f"{values[name]:.4f}" for name in names]
+        seconds = [f"{results[method].run['timings_s']['method']:.1f}"] if results else []
+        table.add_row(method, *row, *seconds)
+    return table
+
+
+def parse_options(texts: list[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as a dictionary; values are numbers, switches (true, false) or names."""
+    from .errors import InputError
+
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--set: expected NAME=VALUE, got {text!r}")
+        options[name] = _value(value)
+    return options
+
+
+def parse_slices(text: str | None) -> tuple[int, int] | None:
+    """FIRST:LAST as two numbers."""
+    from .errors import InputError
+
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit()):
+        raise InputError(f"--slices: expected FIRST:LAST such as 0:3, got {text!r}")
+    return int(first), int(last)
+
+
+def _value(text: str) -> bool | int | float | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _plain(text: str) -> str:
+    """Text whose brackets rich does not take for markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

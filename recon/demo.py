@@ -1,0 +1,63 @@
+"""The demonstration: one scan, undersampled fourfold, and every method on it side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import io
+from .errors import InputError
+from .io.atomic import result_folder
+from .io.panel import write_comparison
+from .io.writers import PANEL, RUN, write_run
+from .mri import MRIScan
+from .phantom import head
+from .pipeline import Progress, reconstruct
+from .result import Reconstruction
+
+METHODS = ("zero-filled", "cg-sense", "l1-wavelet", "tv")
+MASK, ACCELERATION = "random", 4.0
+
+
+def run(
+    file: str | Path | None, *, out: str | Path, overwrite: bool = False, progress: Progress | None = None
+) -> dict[str, Reconstruction]:
+    """Reconstruct the middle slice of a fully sampled scan with every method of METHODS; write a picture and run.json.
+
+    Parameters
+    ----------
+    file : of the scan; None takes the analytic head.
+
+    Raises
+    ------
+    InputError
+        If the scan is not fully sampled: there would be nothing to compare with.
+    """
+    scan: MRIScan = head() if file is None else io.load(file)
+    if not scan.fully_sampled:
+        raise InputError(
+            f"{file}: the demonstration undersamples a fully sampled scan, and this one is undersampled already "
+            f"({scan.mask_source}); use recon reconstruct"
+        )
+    middle = len(scan) // 2
+    results = {}
+    with result_folder(out, names=(PANEL, RUN), overwrite=overwrite) as folder:
+        for done, method in enumerate(METHODS):
+            results[method] = reconstruct(
+                scan,
+                method=method,
+                mask=MASK,
+                acceleration=ACCELERATION,
+                slices=(middle, middle + 1),
+                progress=_share(progress, method, done / len(METHODS), 1 / len(METHODS)),
+            )
+        write_comparison(folder / PANEL, results, title=f"{scan.name}, {MASK} lines, acceleration {ACCELERATION:g}")
+        write_run(folder / RUN, {name: result.run for name, result in results.items()})
+    return results
+
+
+def _share(progress: Progress | None, method: str, start: float, share: float) -> Progress | None:
+    """Progress of one part of the demonstration."""
+    if progress is None:
+        return None
+    progress(method, start)
+    return lambda _, done: progress(method, start + share * done)
