@@ -143,7 +143,7 @@ def test_whitening_keeps_the_image_of_consistent_data() -> None:
 @pytest.mark.parametrize("name", BRAINS)
 @pytest.mark.parametrize("acceleration", [1, 2])
 def test_whitening_keeps_the_measured_image(data_dir: Path, name: str, acceleration: int) -> None:
-    """Maps estimated on whitened data give the same image, in magnitude and phase, up to the other weights of the noise.
+    """Maps estimated on whitened data give the same image, magnitude and phase, up to the weights of the noise.
 
     The whitened least squares have least variance (Gauss-Markov), so any change by weights is below the noise.
     """
