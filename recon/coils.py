@@ -7,6 +7,8 @@ from torch import Tensor
 
 from operators.fourier import fftc, ifftc
 
+from .errors import InputError
+
 # Below this ratio of eigenvalues (after scaling every coil to variance 1) coils are copies of each other.
 _DEPENDENT = 1e-5
 
@@ -25,26 +27,26 @@ def noise_factor(covariance: Tensor) -> Tensor:
 
     Raises
     ------
-    ValueError
+    InputError
         If it is not Hermitian or not positive definite: silent coils, or some that are linear combinations of others.
     """
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
-        raise ValueError(f"covariance: expected (coil, coil), got shape {tuple(covariance.shape)}")
+        raise InputError(f"covariance: expected (coil, coil), got shape {tuple(covariance.shape)}")
     exact = covariance.to(torch.complex128)
     variance = exact.diagonal().real
     if not torch.isfinite(torch.view_as_real(exact)).all() or (variance <= 0).any():
-        raise ValueError(
+        raise InputError(
             f"covariance: expected finite values and a positive diagonal, got {variance.tolist()}; "
             "leave silent coils out"
         )
     scale = variance.sqrt()
     correlation = exact / torch.outer(scale, scale)
     if (correlation - correlation.mH).abs().max() > 1e-4:
-        raise ValueError("covariance: expected a Hermitian matrix, got one that differs from its conjugate transpose")
+        raise InputError("covariance: expected a Hermitian matrix, got one that differs from its conjugate transpose")
     eigenvalues = torch.linalg.eigvalsh(correlation)
     dependent = int((eigenvalues < _DEPENDENT * eigenvalues[-1]).sum())
     if dependent:
-        raise ValueError(
+        raise InputError(
             f"covariance: {dependent} of {len(variance)} coils are linear combinations of the others "
             f"(eigenvalues down to {float(eigenvalues[0]):.1e}); leave them out, or use a longer noise scan"
         )
@@ -67,7 +69,7 @@ def whitener(covariance: Tensor) -> Tensor:
 
     Raises
     ------
-    ValueError
+    InputError
         As `noise_factor`.
 
     References
@@ -96,12 +98,12 @@ def apply_coil_matrix(matrix: Tensor, data: Tensor, *, coil_axis: int = -3, axis
 
     Raises
     ------
-    ValueError
+    InputError
         If matrix and data do not fit.
     """
     positions = () if axis is None else (data.shape[axis],)
     if matrix.shape[:-2] != positions or matrix.ndim < 2 or matrix.shape[-1] != data.shape[coil_axis]:
-        raise ValueError(
+        raise InputError(
             f"expected a matrix ({', '.join(map(str, (*positions, 'new coil', data.shape[coil_axis])))}) for data "
             f"{tuple(data.shape)} with coils on axis {coil_axis}, got {tuple(matrix.shape)}"
         )
@@ -124,16 +126,16 @@ def virtual_coils(kspace: Tensor, mask: Tensor, *, energy: float = 0.9999, reado
 
     Raises
     ------
-    ValueError
+    InputError
         If energy is not in (0, 1), or k-space is zero.
     """
     if not 0 < energy < 1:
-        raise ValueError(f"energy: expected a part between 0 and 1, got {energy}")
+        raise InputError(f"energy: expected a part between 0 and 1, got {energy}")
     coil_axis = -mask.ndim - 1
     gram = _gram(kspace, coil_axis) if readout_axis is None else _position_gram(kspace, coil_axis, readout_axis)
     values = torch.linalg.eigvalsh(gram).flip(-1).reshape(-1, len(gram[-1])).sum(0)
     if not values[0] > 0:
-        raise ValueError("k-space: expected data, got zeros only; check that the file was exported completely")
+        raise InputError("k-space: expected data, got zeros only; check that the file was exported completely")
     samples = kspace.numel() // (kspace.shape[coil_axis] * mask.numel()) * int(mask.sum())
     kept = (values - 2 * samples).clamp(min=0).cumsum(0)
     return 1 + int((kept < energy * kept[-1]).sum())
@@ -155,7 +157,7 @@ def svd_compression(kspace: Tensor, coils: int, *, coil_axis: int = -3) -> Tenso
 
     Raises
     ------
-    ValueError
+    InputError
         If more coils are asked than there are, or fewer than one.
 
     References
@@ -190,7 +192,7 @@ def geometric_compression(kspace: Tensor, mask: Tensor, coils: int, *, readout_a
 
     Raises
     ------
-    ValueError
+    InputError
         If more coils are asked than there are, or fewer than one, or if readout lines are not whole.
 
     References
@@ -200,9 +202,9 @@ def geometric_compression(kspace: Tensor, mask: Tensor, coils: int, *, readout_a
     coil_axis = -mask.ndim - 1
     _check_virtual(coils, kspace.shape[coil_axis])
     if window < 1 or window % 2 == 0:
-        raise ValueError(f"window: expected an odd number of positions, got {window}")
+        raise InputError(f"window: expected an odd number of positions, got {window}")
     if not bool((mask == mask.narrow(readout_axis, 0, 1)).all()):
-        raise ValueError(
+        raise InputError(
             f"geometric compression needs whole readout lines, got a mask that varies along axis {readout_axis}; "
             "give the readout axis of these data, or use svd_compression"
         )
@@ -251,7 +253,7 @@ def as_measured(
 
     Raises
     ------
-    ValueError
+    InputError
         If maps, factor and calibration do not fit.
     """
     measured = apply_coil_matrix(factor, maps, coil_axis=coil_axis, axis=axis)
@@ -276,12 +278,12 @@ def remove_readout_oversampling(kspace: Tensor, *, readout_axis: int, size: int)
 
     Raises
     ------
-    ValueError
+    InputError
         If size is not between 1 and what there is.
     """
     n = kspace.shape[readout_axis]
     if not 1 <= size <= n:
-        raise ValueError(f"readout size: expected 1 to {n} (samples along axis {readout_axis}), got {size}")
+        raise InputError(f"readout size: expected 1 to {n} (samples along axis {readout_axis}), got {size}")
     if size == n:
         return kspace
     return fftc(ifftc(kspace, (readout_axis,)).narrow(readout_axis, n // 2 - size // 2, size), (readout_axis,))
@@ -301,4 +303,4 @@ def _position_gram(kspace: Tensor, coil_axis: int, readout_axis: int) -> Tensor:
 
 def _check_virtual(virtual: int, coils: int) -> None:
     if not 1 <= virtual <= coils:
-        raise ValueError(f"coil compression: expected 1 to {coils} virtual coils (as there are coils), got {virtual}")
+        raise InputError(f"coil compression: expected 1 to {coils} virtual coils (as there are coils), got {virtual}")

@@ -12,6 +12,8 @@ from torch import Tensor
 from operators.fourier import ifftc
 from operators.masks import readout_axes
 
+from .errors import InputError
+
 # The covariance of n samples of c coils has eigenvalues off by factors of up to (1 +- sqrt(c / n))^2: 0.6 and 1.5.
 _SAMPLES_PER_COIL = 20
 # Air, in positions along the readout; lines needed to tell it from tissue.
@@ -61,7 +63,7 @@ def noise_covariance(
 
     Raises
     ------
-    ValueError
+    InputError
         If shapes do not fit, if values are not finite, if a coil is zero throughout, or if too little was measured.
 
     References
@@ -84,7 +86,7 @@ def noise_covariance(
     choices = {(), *((axis,) for axis in whole), tuple(whole)}
     bands = [band for axes in choices if (band := _finest_band(kspace, mask, axes)) is not None]
     if not bands:
-        raise ValueError(
+        raise InputError(
             f"too few samples to estimate the noise of {coils} coils: expected {_SAMPLES_PER_COIL * coils} or more, "
             f"got {int(mask.sum())}; give a noise scan"
         )
@@ -135,16 +137,16 @@ def _smallest(candidates: list[Tensor]) -> Tensor:
 
 def _of_noise_scan(noise: Tensor, coils: int) -> Tensor:
     if noise.ndim != 2 or noise.shape[0] != coils or not noise.is_complex():
-        raise ValueError(
+        raise InputError(
             f"noise scan: expected complex ({coils} coils, samples) as in k-space, got {noise.dtype} of shape "
             f"{tuple(noise.shape)}; put its coils first, and take the scan that belongs to these data"
         )
     if not torch.isfinite(torch.view_as_real(noise)).all():
-        raise ValueError(
+        raise InputError(
             "noise scan: expected finite values, got NaN or infinity; leave it out to estimate from the data"
         )
     if noise.shape[1] < _SAMPLES_PER_COIL * coils:
-        raise ValueError(
+        raise InputError(
             f"noise scan: expected at least {_SAMPLES_PER_COIL * coils} samples for {coils} coils, "
             f"got {noise.shape[1]}; leave it out to estimate from the data"
         )
@@ -218,17 +220,17 @@ def _radius(shape: Sequence[int], device: torch.device) -> Tensor:
 
 def _check(kspace: Tensor, mask: Tensor, readout_axis: int | None) -> None:
     if mask.dtype != torch.bool or not mask.any():
-        raise ValueError(f"mask: expected bool with at least one sample, got {mask.dtype}, {int(mask.sum())} sampled")
+        raise InputError(f"mask: expected bool with at least one sample, got {mask.dtype}, {int(mask.sum())} sampled")
     if not kspace.is_complex() or kspace.ndim < mask.ndim + 1 or kspace.shape[-mask.ndim :] != mask.shape:
-        raise ValueError(
+        raise InputError(
             f"expected complex k-space (..., coil, *{tuple(mask.shape)}) as the mask, got {kspace.dtype} of shape "
             f"{tuple(kspace.shape)}; give the mask of these data, one for all coils"
         )
     if readout_axis is not None and not -mask.ndim <= readout_axis < 0:
-        raise ValueError(f"readout_axis: expected {-mask.ndim} to -1, counted from the end, got {readout_axis}")
+        raise InputError(f"readout_axis: expected {-mask.ndim} to -1, counted from the end, got {readout_axis}")
     samples = kspace.movedim(-mask.ndim - 1, 0)[..., mask].flatten(1)
     if not torch.isfinite(torch.view_as_real(samples)).all():
-        raise ValueError("k-space: expected finite samples, got NaN or infinity; repair or mask them out")
+        raise InputError("k-space: expected finite samples, got NaN or infinity; repair or mask them out")
     _check_coils(samples, "k-space")
 
 
@@ -236,6 +238,6 @@ def _check_coils(samples: Tensor, name: str) -> None:
     """No coil (coil, sample) may be silent: it has no noise, so that its weight would be infinite."""
     silent = [coil for coil, values in enumerate(samples) if not values.any()]
     if len(silent) == len(samples):
-        raise ValueError(f"{name}: expected data, got zeros only; check that the file was exported completely")
+        raise InputError(f"{name}: expected data, got zeros only; check that the file was exported completely")
     if silent:
-        raise ValueError(f"{name}: coils {silent} hold zeros only; leave them out")
+        raise InputError(f"{name}: coils {silent} hold zeros only; leave them out")

@@ -21,6 +21,7 @@ from recon.coils import (
     virtual_coils,
     whitener,
 )
+from recon.errors import InputError
 from recon.likelihood import Gaussian
 from recon.noise_level import noise_covariance
 
@@ -102,7 +103,7 @@ def test_covariance_of_any_units_is_whitened() -> None:
 
 def test_dependent_coils_are_refused() -> None:
     mixing = randn(4, 3)  # four coils from three
-    with pytest.raises(ValueError, match="1 of 4 coils are linear combinations"):
+    with pytest.raises(InputError, match="1 of 4 coils are linear combinations"):
         whitener(mixing @ mixing.mH)
 
 
@@ -116,7 +117,7 @@ def test_dependent_coils_are_refused() -> None:
     ],
 )
 def test_bad_covariance_is_refused(bad: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         whitener(bad)
 
 
@@ -250,25 +251,25 @@ def test_number_of_virtual_coils(data_dir: Path) -> None:
 def test_asking_more_coils_than_there_are_is_refused() -> None:
     kspace = randn(4, 8, 8)
     for ask in (5, 0):
-        with pytest.raises(ValueError, match=f"expected 1 to 4 virtual coils .* got {ask}"):
+        with pytest.raises(InputError, match=f"expected 1 to 4 virtual coils .* got {ask}"):
             svd_compression(kspace, ask)
-        with pytest.raises(ValueError, match=f"expected 1 to 4 virtual coils .* got {ask}"):
+        with pytest.raises(InputError, match=f"expected 1 to 4 virtual coils .* got {ask}"):
             geometric_compression(kspace, full(kspace), ask, readout_axis=READOUT)
 
 
 def test_geometric_compression_needs_whole_readouts() -> None:
     kspace = randn(4, 16, 16)
-    with pytest.raises(ValueError, match="whole readout lines"):
+    with pytest.raises(InputError, match="whole readout lines"):
         geometric_compression(kspace, MASKS["random"]((16, 16), 2, axis=READOUT), 2, readout_axis=READOUT)
-    with pytest.raises(ValueError, match="odd number"):
+    with pytest.raises(InputError, match="odd number"):
         geometric_compression(kspace, full(kspace), 2, readout_axis=READOUT, window=4)
 
 
 def test_bad_energy_and_zero_data_are_refused() -> None:
     kspace = randn(4, 8, 8)
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(InputError, match="between 0 and 1"):
         virtual_coils(kspace, full(kspace), energy=1.0)
-    with pytest.raises(ValueError, match="zeros only"):
+    with pytest.raises(InputError, match="zeros only"):
         virtual_coils(torch.zeros_like(kspace), full(kspace))
 
 
@@ -286,9 +287,9 @@ def test_coil_matrix_is_a_loop_over_samples(coil_axis: int) -> None:
 
 
 def test_coil_matrix_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected a matrix \(new coil, 4\).* got \(3, 5\)"):
+    with pytest.raises(InputError, match=r"expected a matrix \(new coil, 4\).* got \(3, 5\)"):
         apply_coil_matrix(randn(3, 5), randn(4, 8, 8))
-    with pytest.raises(ValueError, match=r"expected a matrix \(8, new coil, 4\)"):
+    with pytest.raises(InputError, match=r"expected a matrix \(8, new coil, 4\)"):
         apply_coil_matrix(randn(7, 3, 4), randn(4, 8, 6), axis=-2)
 
 
@@ -313,5 +314,5 @@ def test_removing_oversampling_keeps_noise_white() -> None:
 
 @pytest.mark.parametrize("size", [0, 17])
 def test_a_readout_longer_than_measured_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"expected 1 to 16 .* got {size}"):
+    with pytest.raises(InputError, match=f"expected 1 to 16 .* got {size}"):
         remove_readout_oversampling(randn(4, 16, 8), readout_axis=-2, size=size)

@@ -11,6 +11,7 @@ from torch import Tensor
 from operators.fourier import fftc, ifftc
 from operators.masks import MASKS
 from recon.coils import whitener
+from recon.errors import InputError
 from recon.noise_level import noise_covariance, robust_covariance
 
 SHAPE = (160, 128)
@@ -95,7 +96,7 @@ def test_noise_scan() -> None:
     ],
 )
 def test_bad_noise_scan_is_refused(scan: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         noise_covariance(signal(), full(), noise=scan)
 
 
@@ -270,11 +271,11 @@ def test_phantom_of_very_high_signal_to_noise(data_dir: Path) -> None:
 
 
 def test_zero_data_is_refused() -> None:
-    with pytest.raises(ValueError, match="k-space: expected data, got zeros only"):
+    with pytest.raises(InputError, match="k-space: expected data, got zeros only"):
         noise_covariance(torch.zeros(COILS, *SHAPE, dtype=torch.complex64), full())
     kspace = signal()
     kspace[1] = 0
-    with pytest.raises(ValueError, match=r"k-space: coils \[1\] hold zeros only"):
+    with pytest.raises(InputError, match=r"k-space: coils \[1\] hold zeros only"):
         noise_covariance(kspace, full())
 
 
@@ -289,16 +290,16 @@ def test_too_few_samples_are_refused() -> None:
 
 def test_data_that_do_not_fit_are_refused() -> None:
     kspace = signal()
-    with pytest.raises(ValueError, match="as the mask, got"):
+    with pytest.raises(InputError, match="as the mask, got"):
         noise_covariance(kspace, full((SHAPE[0], SHAPE[1] - 1)))
-    with pytest.raises(ValueError, match="as the mask, got"):
+    with pytest.raises(InputError, match="as the mask, got"):
         noise_covariance(kspace.real, full())
-    with pytest.raises(ValueError, match="mask: expected bool"):
+    with pytest.raises(InputError, match="mask: expected bool"):
         noise_covariance(kspace, full().float())
-    with pytest.raises(ValueError, match="at least one sample"):
+    with pytest.raises(InputError, match="at least one sample"):
         noise_covariance(kspace, ~full())
-    with pytest.raises(ValueError, match="readout_axis: expected -2 to -1"):
+    with pytest.raises(InputError, match="readout_axis: expected -2 to -1"):
         noise_covariance(kspace, full(), readout_axis=0)
     kspace[0, 3, 3] = torch.nan
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(InputError, match="finite"):
         noise_covariance(kspace, full())
