@@ -12,7 +12,7 @@ from .io.writers import PANEL, RUN, write_run
 from .mri import MRIScan
 from .phantom import head
 from .pipeline import Progress, reconstruct
-from .result import Reconstruction
+from .result import Reconstruction, caption
 
 METHODS = ("zero-filled", "cg-sense", "l1-wavelet", "tv")
 MASK, ACCELERATION = "random", 4.0
@@ -50,7 +50,17 @@ def run(
                 slices=(middle, middle + 1),
                 progress=_share(progress, method, done / len(METHODS), 1 / len(METHODS)),
             )
-        write_comparison(folder / PANEL, results, title=f"{scan.name}, {MASK} lines, acceleration {ACCELERATION:g}")
+        last = results[METHODS[-1]]
+        assert last.reference is not None  # the scan is fully sampled
+        write_comparison(
+            folder / PANEL,
+            {name: result.mean[0] for name, result in results.items()},
+            reference=last.reference[0],
+            captions={name: caption(result.metrics) for name, result in results.items()},
+            std=None if last.std is None else last.std[0],
+            title=f"{scan.name}, {MASK} lines, acceleration {ACCELERATION:g}",
+            voxel_size=scan.voxel_size,
+        )
         write_run(folder / RUN, {name: result.run for name, result in results.items()})
     return results
 

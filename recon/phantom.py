@@ -60,9 +60,9 @@ _COIL_RADIUS = 1.9
 def head(shape: tuple[int, int] = (256, 256), *, coils: int = 8, noise: float = 0.01, seed: int = 0) -> MRIScan:
     """A fully sampled multi-coil scan of an analytic head.
 
-    The head, its phase and the coils are rasterised on a grid four times finer than that of the image, and k-space is
-    the centre of that grid's: edges ring and mix within pixels as measured ones do, and no method inverts the model that
-    made its data.
+    The head, its phase and the coils are rasterised on a grid four times finer than that of the image, and k-space
+    is the centre of that grid's: edges ring and mix within pixels as measured ones do, and no method inverts the
+    model that made its data.
 
     Parameters
     ----------

@@ -132,7 +132,7 @@ def caption(metrics: Mapping[str, float]) -> str:
     """The two figures below an image."""
     if "psnr_scaled" not in metrics:
         return ""
-    return f"PSNR {metrics['psnr_scaled']:.1f} dB, SSIM {metrics['ssim_scaled']:.3f} (scaled, in the object)"
+    return f"in the object, scaled: {metrics['psnr_scaled']:.1f} dB, SSIM {metrics['ssim_scaled']:.3f}"
 
 
 def assemble(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,45 @@ def write_panel(
         tiles.append(Tile(others["zero_filled"], "zero-filled", zero_filled_caption))
     tiles.append(Tile(image, name, caption))
     tiles += [Tile(values, key, f"shown × {factor}", factor) for key, values in maps.items()]
-    draw(path, tiles, white, title, voxel_size[1] / voxel_size[2], overwrite)
+    draw(path, [tiles], white, title=title, pixel_aspect=voxel_size[1] / voxel_size[2], overwrite=overwrite)
+
+
+def write_comparison(
+    path: str | Path,
+    images: Mapping[str, Tensor | np.ndarray],
+    *,
+    reference: Tensor | np.ndarray,
+    captions: Mapping[str, str],
+    std: Tensor | np.ndarray | None = None,
+    title: str = "",
+    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    overwrite: bool = False,
+) -> None:
+    """Write a PNG of one slice by several methods, each above its error; parameters as `write_panel`.
+
+    Parameters
+    ----------
+    images, captions : method -> (y, x) magnitude, and the line below its title.
+    std : of the last method, shown below the reference.
+    """
+    truth = as_array(reference)
+    results = {name: as_array(image) for name, image in images.items()}
+    errors = {name: np.abs(image - truth) for name, image in results.items()}
+    maps = [*errors.values(), *([] if std is None else [as_array(std)])]
+    white, factor = window(truth), brightening(maps[1:], window(truth))  # the first, the worst, may saturate
+    shown = f"shown × {factor}"
+    first = None if std is None else Tile(as_array(std), "standard deviation", f"{list(images)[-1]}, {shown}", factor)
+    draw(
+        path,
+        [
+            [Tile(truth, "reference", ""), *(Tile(image, name, captions[name]) for name, image in results.items())],
+            [first, *(Tile(error, "absolute error", shown, factor) for error in errors.values())],
+        ],
+        white,
+        title=title,
+        pixel_aspect=voxel_size[1] / voxel_size[2],
+        overwrite=overwrite,
+    )
 
 
 def window(image: np.ndarray) -> float:
@@ -99,39 +137,49 @@ def brightening(maps: Sequence[np.ndarray], white: float) -> int:
 
 
 def draw(
-    path: str | Path, tiles: Sequence[Tile], white: float, title: str, pixel_aspect: float, overwrite: bool
+    path: str | Path,
+    rows: Sequence[Sequence[Tile | None]],
+    white: float,
+    *,
+    title: str,
+    pixel_aspect: float,
+    overwrite: bool,
 ) -> None:
-    """Lay the tiles out in a row and save it. No pyplot: a figure of its own leaves no global state."""
+    """Lay the tiles out in rows of equal length and save them. No pyplot: it would leave global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, columns = tiles[0].image.shape
-    width = HEIGHT * columns / (rows * pixel_aspect)
-    above, gap, below = (0.9 if title else 0.6), 0.06, 0.06  # inches
+    tiles = [tile for row in rows for tile in row if tile is not None]
+    height, width = tiles[0].image.shape
+    width = HEIGHT * width / (height * pixel_aspect)
+    top, above, gap = (0.3 if title else 0.0), 0.6, 0.06  # inches: for the title, for those of the tiles, between tiles
     scale = 0.5 if any(tile.factor for tile in tiles) else 0.0  # room for the colour bar
-    size = len(tiles) * (width + gap) + gap + scale, HEIGHT + above + below
+    size = len(rows[0]) * (width + gap) + gap + scale, top + len(rows) * (HEIGHT + above) + gap
     figure = Figure(figsize=size, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
-    for i, tile in enumerate(tiles):
-        left = gap + i * (width + gap)
-        axes = figure.add_axes((left / size[0], below / size[1], width / size[0], HEIGHT / size[1]))
-        axes.axis("off")
-        shown = axes.imshow(
-            tile.image,
-            cmap="inferno" if tile.factor else "gray",
-            vmin=0,
-            vmax=white / (tile.factor or 1),
-            aspect=pixel_aspect,
-            interpolation="nearest" if rows >= 256 else "bilinear",
-        )
-        middle = (left + width / 2) / size[0]
-        figure.text(middle, 1 - (above - 0.26) / size[1], tile.title, color=TEXT, size=12, ha="center", va="bottom")
-        figure.text(middle, 1 - (above - 0.08) / size[1], tile.caption, color=FAINT, size=9, ha="center", va="bottom")
-    if scale:
-        bar = figure.add_axes(
-            ((size[0] - scale) / size[0], below / size[1] + 0.02, 0.1 / size[0], 0.9 * HEIGHT / size[1])
-        )
-        figure.colorbar(shown, cax=bar).ax.tick_params(colors=FAINT, labelsize=7, length=2)
+    for r, row in enumerate(rows):
+        bottom = size[1] - top - (r + 1) * (HEIGHT + above)
+        for c, tile in enumerate(row):
+            if tile is None:
+                continue
+            left = gap + c * (width + gap)
+            axes = figure.add_axes((left / size[0], bottom / size[1], width / size[0], HEIGHT / size[1]))
+            axes.axis("off")
+            shown = axes.imshow(
+                tile.image,
+                cmap="inferno" if tile.factor else "gray",
+                vmin=0,
+                vmax=white / (tile.factor or 1),
+                aspect=pixel_aspect,
+                interpolation="nearest" if height >= 256 else "bilinear",
+            )
+            middle, text = (left + width / 2) / size[0], bottom + HEIGHT
+            figure.text(middle, (text + 0.26) / size[1], tile.title, color=TEXT, size=12, ha="center", va="bottom")
+            figure.text(middle, (text + 0.08) / size[1], tile.caption, color=FAINT, size=9, ha="center", va="bottom")
+            if tile.factor and c == len(row) - 1:
+                place = ((size[0] - scale) / size[0], bottom / size[1] + 0.02, 0.1 / size[0], 0.9 * HEIGHT / size[1])
+                bar = figure.add_axes(place)
+                figure.colorbar(shown, cax=bar).ax.tick_params(colors=FAINT, labelsize=7, length=2)
     if title:
         figure.text(gap / size[0], 1 - 0.12 / size[1], title, color=FAINT, size=10, ha="left", va="top")
     with atomic(path, overwrite=overwrite) as temporary:
