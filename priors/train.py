@@ -303,7 +303,7 @@ def validate(
 
 
 def denoising_error(
-    denoiser: EDM, images: Sequence[Tensor], *, sigmas: Sequence[float] = (0.02, 0.05, 0.1, 0.2, 0.5, 2.0)
+    denoiser: EDM, images: Sequence[Tensor], *, sigmas: Sequence[float] = (0.03, 0.1, 0.3, 1.0)
 ) -> dict[float, float]:
     """Root mean square error per real component after denoising, by noise level; the noise is the same every time."""
     errors = {}

@@ -3,11 +3,13 @@
 import fnmatch
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from recon.errors import InputError
 from recon.training_images import TrainingImages, Volume
 
 
@@ -62,7 +64,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights are drawn from the global stream, which is put back
         network = UNet().to(device)
-    config = TrainConfig(minutes=minutes, steps=math.inf if steps is None else steps, seed=seed)
+    shards = torch.get_num_threads() if device == "cpu" else 1
+    config = TrainConfig(minutes=minutes, steps=math.inf if steps is None else steps, seed=seed, shards=shards)
     notes = json.loads(card.read_text()) if card is not None else {}
     described = out / f"{name}.json"
 
@@ -71,19 +74,20 @@ def train(
         facts = {"intensity": INTENSITY, "recipe": recipe, "training": record, **notes}
         save(denoiser, described, card=facts, dtype=torch.float16)
 
-    with progress_bar() as report:
+    with progress_bar() as report, single_threaded(shards):
         optimise(
             network,
             images,
             config,
             folder=out,
-            validation=[tuning[i] for i in range(12)],
+            validation=[tuning[i] for i in range(VALIDATION_IMAGES)],
             on_export=export,
             progress=report,
         )
     return described
 
 
+VALIDATION_IMAGES = 8
 INTENSITY = "complex images; the 99th percentile of the magnitude, over the image, is near 1 (0.7 to 1.45 in training)"
 
 
@@ -101,9 +105,9 @@ def split(
     held_out = {n: v for n, v in volumes.items() if any(fnmatch.fnmatch(n, p) for p in patterns)}
     training = {n: v for n, v in volumes.items() if n not in held_out}
     if not held_out:
-        raise ValueError(f"no file matches {', '.join(patterns)}: there are {', '.join(sorted(volumes))}")
+        raise InputError(f"no file matches {', '.join(patterns)}: there are {', '.join(sorted(volumes))}")
     if not training:
-        raise ValueError(
+        raise InputError(
             f"nothing is left to train on once {', '.join(sorted(held_out))} is kept for validation: give two files "
             "at least"
         )
@@ -125,34 +129,37 @@ def weighted(volumes: dict[str, list[Volume]], label_share: float) -> list[Volum
     ]
 
 
+@contextmanager
+def single_threaded(shards: int) -> Iterator[None]:
+    """Operations on one thread each while shards of the batch run in parallel."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if shards > 1 else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def finite(values: dict[str, Any]) -> dict[str, Any]:
     """JSON knows no infinity: what is not limited is left out."""
     return {key: value for key, value in values.items() if value != math.inf}
 
 
-def progress_bar() -> Any:
-    """A context whose value takes the reports of priors.train and shows them with the time left."""
-    from contextlib import contextmanager
-
+@contextmanager
+def progress_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that takes the reports of priors.train and shows them with the time left."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    @contextmanager
-    def shown() -> Any:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[left]}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns) as bar:
-            task = bar.add_task("training", total=1.0, left="")
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("training", total=1.0, left="")
 
-            def report(state: dict[str, Any]) -> None:
-                done, seconds = state["done"], state["seconds"]
-                left = f"{seconds * (1 - done) / done / 60:.0f} min left" if done > 0 else ""
-                text = f"step {state['step']}, loss {state['loss']:.3f}"
-                bar.update(task, completed=done, left=left, description=text)
+        def report(state: dict[str, Any]) -> None:
+            done, seconds = state["done"], state["seconds"]
+            left = f"{seconds * (1 - done) / done / 60:.0f} min left" if done > 0 else ""
+            text = f"step {state['step']}, loss {state['loss']:.3f}"
+            bar.update(task, completed=done, left=left, description=text)
 
-            yield report
-
-    return shown()
+        yield report

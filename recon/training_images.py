@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from recon.errors import InputError
+
 Rng = np.random.Generator
 
 
@@ -46,19 +48,24 @@ class TrainingImages:
 
     def __init__(self, volumes: Sequence[Volume], *, shape: tuple[int, int] = (192, 192), seed: int = 0) -> None:
         if not volumes:
-            raise ValueError("training images need at least one volume, got none")
+            raise InputError("training images need at least one volume, got none")
         self.volumes, self.shape, self.seed = list(volumes), shape, seed
         weights = np.array([v.weight for v in volumes])
         self.probabilities = weights / weights.sum()
 
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((self.seed, index))
-        while True:  # a slice may miss the head altogether
+        for _ in range(TRIES):  # a slice may miss the head altogether
             image = render(self.volumes[rng.choice(len(self.volumes), p=self.probabilities)], self.shape, rng)
             if image is not None:
                 return image
+        raise InputError(
+            f"{TRIES} random slices of the training volumes show next to nothing on {self.shape} pixels of about 1 mm: "
+            "look at their voxel sizes, and leave out empty volumes"
+        )
 
 
+TRIES = 200
 MARGIN = 12  # pixels cut off again after filtering in k-space, which wraps round
 
 

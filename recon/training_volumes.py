@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.errors import InputError
 from recon.training_images import Volume
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
@@ -28,7 +29,7 @@ def read_folder(folder: Path, *, exclude: Sequence[str] = ()) -> dict[str, list[
 
     Raises
     ------
-    ValueError
+    InputError
         If nothing readable is left.
     """
     volumes: dict[str, list[Volume]] = {}
@@ -48,7 +49,7 @@ def read_folder(folder: Path, *, exclude: Sequence[str] = ()) -> dict[str, list[
         volumes[str(parent.relative_to(folder))] = list(read_dicom(files))
     volumes = {name: found for name, found in volumes.items() if found}
     if not volumes:
-        raise ValueError(f"no NIfTI, fastMRI (.h5), DICOM or tar file to train on in {folder}: give the scans' folder")
+        raise InputError(f"no NIfTI, fastMRI (.h5), DICOM or tar file to train on in {folder}: give the scans' folder")
     return volumes
 
 
@@ -60,7 +61,7 @@ def read_nifti(path: Path) -> Volume:
     x, y, z = (float(s) for s in image.header.get_zooms()[:3])
     values = np.nan_to_num(np.asarray(image.dataobj)).squeeze()
     if values.ndim != 3:
-        raise ValueError(
+        raise InputError(
             f"{path} has shape {values.shape}: expected one volume with three axes; leave it out or split it"
         )
     values = values.transpose(2, 1, 0)
@@ -70,7 +71,7 @@ def read_nifti(path: Path) -> Volume:
 
 
 def read_fastmri(path: Path) -> Volume:
-    """The reconstruction in a fastMRI file; else images from k-space: of one coil complex, of many root sum of squares."""
+    """The reconstruction in a fastMRI file; else from its k-space (one coil: complex, many: root sum of squares)."""
     import h5py
 
     with h5py.File(path) as file:
@@ -82,7 +83,7 @@ def read_fastmri(path: Path) -> Volume:
             data = np.fft.fftshift(np.fft.ifft2(kspace), axes=(-2, -1))
             data = np.sqrt((np.abs(data) ** 2).sum(axis=1)) if data.ndim == 4 else data
         else:
-            raise ValueError(f"{path} holds neither reconstruction_* nor kspace: expected a fastMRI file")
+            raise InputError(f"{path} holds neither reconstruction_* nor kspace: expected a fastMRI file")
     return Volume(scaled(data), (5.0, 1.0, 1.0), axes=(0,))
 
 

@@ -13,7 +13,8 @@ import torch
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
-from recon.train import split, weighted
+import priors
+from recon.train import split, train, weighted
 from recon.training_images import TrainingImages, Volume
 from recon.training_volumes import body, read_folder
 
@@ -200,3 +201,27 @@ def test_empty_slices_are_passed_over() -> None:
     data[9:11] = 1
     images = TrainingImages([Volume(data, (1.0, 1.0, 1.0), axes=(0,))], shape=(40, 48))
     assert all(images[i].abs().max() > 0.5 for i in range(5))
+
+
+def test_small_or_empty_volumes_are_named() -> None:
+    speck = np.zeros((20, 24, 28), np.float16)
+    speck[10, 12, 14] = 1
+    with pytest.raises(ValueError, match="next to nothing"):
+        TrainingImages([Volume(speck, (1.0, 1.0, 1.0))])[0]
+
+
+def test_recon_train_makes_a_prior_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls with one and two steps: the second starts from the first's checkpoint, and the prior loads."""
+    monkeypatch.setattr("recon.train.VALIDATION_IMAGES", 1)
+    scans, notes = tmp_path / "scans", tmp_path / "notes.json"
+    scans.mkdir()
+    for name in ("a", "b", "c"):
+        write_nifti(scans / f"{name}.nii.gz", ball().astype(np.float32), (5.0, 5.0, 5.0))
+    notes.write_text('{"licence": "CC0"}')
+    for steps in (1, 2):
+        card = train(scans, out=tmp_path, steps=steps, exclude=["a*"], validation=["b*"], name="ball", card=notes)
+    denoiser = priors.load(card)
+    assert denoiser.card["training"]["step"] == 2
+    assert denoiser.card["licence"] == "CC0"
+    assert denoiser.card["recipe"]["validation"] == ["b.nii.gz"]
+    assert denoiser.card["recipe"]["files"] == ["c.nii.gz"]
