@@ -14,7 +14,7 @@ from ..solvers import Callback, cg, fista, pdhg, project_ball, soft_threshold
 
 
 def cg_sense(
-    likelihood: Gaussian, *, regularization: float = 0.1, iterations: int = 30, callback: Callback | None = None
+    likelihood: Gaussian, *, regularization: float = 0.05, iterations: int = 30, callback: Callback | None = None
 ) -> Tensor:
     """CG-SENSE: least squares with a Tikhonov penalty, by conjugate gradients.
 
@@ -44,7 +44,7 @@ def cg_sense(
 def l1_wavelet(
     likelihood: Gaussian,
     *,
-    regularization: float = 0.5,
+    regularization: float = 0.2,
     wavelet: str = "db2",
     iterations: int = 100,
     tolerance: float = 0.0,
@@ -94,10 +94,10 @@ def l1_wavelet(
 def total_variation(
     likelihood: Gaussian,
     *,
-    regularization: float = 0.5,
-    iterations: int = 200,
+    regularization: float = 0.1,
+    iterations: int = 150,
     tolerance: float = 0.0,
-    ratio: float = 1.0,
+    ratio: float = 0.15,
     callback: Callback | None = None,
 ) -> Tensor:
     """Isotropic total variation by the primal-dual hybrid gradient method.
@@ -107,6 +107,7 @@ def total_variation(
     Parameters
     ----------
     regularization : in units of the noise that a fully sampled image would have, as in `l1_wavelet`.
+    ratio : of the dual to the primal step length, see `recon.solvers.pdhg`.
 
     References
     ----------

@@ -1,0 +1,249 @@
+"""How good are reconstructions of measured scans, beside those of BART and SigPy? Paired mask by mask.
+
+    python -m benchmarks.quality --data ../shared/data/mri --masks 10
+
+Reference: magnitude of all the data, their coil images combined with ESPIRiT maps of all the data. It carries the noise
+of the scan, and undersampled data share part of it. Maps for reconstructions are estimated from the undersampled data.
+The regularisation of the peers is tuned on the reference itself, for each scan and kind of mask (the grid grows until
+its best is inside), on the first masks of each kind; ours is our default for everything.
+
+Cells are kept one by one in a JSON lines file: an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import recon
+from benchmarks import peers
+from operators.masks import MASKS
+from recon import metrics, mri
+from recon.methods import SCHEDULES, inputs_of, method_named
+from recon.methods.zero_filled import zero_filled
+from recon.noise import Noise
+from recon.noise_level import NoiseEstimate
+
+SCANS = ("brain_8ch.h5", "brain_mprage_4ch.h5")
+KINDS = {
+    "random x4": ("random", 4.0),
+    "equispaced x4": ("equispaced", 4.0),
+    "gaussian1d x8": ("gaussian1d", 8.0),
+    "poisson x8": ("poisson", 8.0),
+}
+TUNING_MASKS = 2
+GRID = (0.001, 0.002, 0.004, 0.008)  # factors of 2, extended at either end until the best is inside
+PEERS = {
+    "bart l1-wavelet": "-i100 -R W:3:0:{}",
+    "bart tv": "-i100 -R T:3:0:{}",
+}
+MAPS = {"maps crop 0.8": "-c0.8", "maps crop 0": "-c0", "our maps": None}
+
+
+class Case:
+    """One scan under one mask, as every method sees it."""
+
+    def __init__(self, scan: mri.MRIScan, kind: str, index: int) -> None:
+        pattern, factor = KINDS[kind]
+        options: dict[str, Any] = {"offset": index} if pattern == "equispaced" else {"seed": index}
+        self.mask = MASKS[pattern](scan.shape, factor, **options)
+        self.noise = mri.noise_of(mri.undersample(scan, self.mask))
+        full = mri.prepare(scan, noise=self.noise)
+        self.reference = image_of(full, zero_filled(mri.likelihood(full)))
+        self.inside = metrics.object_mask(self.reference)
+        self.scan = mri.undersample(scan, self.mask)
+        self.kspace = torch.as_tensor(self.scan.kspace[:])[0]
+        white = NoiseEstimate(torch.eye(scan.coils, dtype=self.kspace.dtype), "none")  # maps of the coils as measured
+        prepared = mri.prepare(self.scan, noise=white)
+        self.maps = prepared.sens_maps[0, 0] / prepared.scale
+
+    def quality(self, image: Tensor) -> dict[str, float]:
+        return {
+            "psnr_scaled": metrics.psnr_scaled(self.reference, image, self.inside),
+            "ssim_scaled": metrics.ssim_scaled(self.reference, image, self.inside),
+        }
+
+
+def image_of(prepared: mri.PreparedMRI, x: Tensor) -> Tensor:
+    """Magnitude (y, x) of one slice."""
+    return torch.linalg.vector_norm(prepared.image(x)[0], dim=0)
+
+
+class Cells:
+    """Finished figures, one JSON line each, found again by what they are of."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                cell = json.loads(line)
+                self.done[self.key(**cell["of"])] = cell
+
+    @staticmethod
+    def key(**of: Any) -> str:
+        return json.dumps(of, sort_keys=True)
+
+    def get(self, compute: Callable[[], dict[str, float]], **of: Any) -> dict[str, Any]:
+        """The cell, computed if it has not been."""
+        key = self.key(**of)
+        if key not in self.done:
+            self.done[key] = {"of": of, **compute()}
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.done[key]) + "\n")
+        return self.done[key]
+
+
+def ours(case: Case, method: str, *, prior: Any, samples: int) -> dict[str, float]:
+    """One of our methods at its default settings."""
+    prepared = mri.prepare(case.scan, noise=case.noise)
+    likelihood = mri.likelihood(prepared)
+    function = method_named(method)
+    given: dict[str, Any] = {"likelihood": likelihood, "scan": prepared, "denoiser": prior}
+    if "sigmas" in inputs_of(function):
+        given |= {"sigmas": SCHEDULES[method](likelihood, prior, None), "rng": Noise(0, range(samples))}
+    start = time.perf_counter()
+    x = function(**{name: given[name] for name in inputs_of(function)})
+    seconds = time.perf_counter() - start
+    if "rng" not in given:
+        return case.quality(image_of(prepared, x)) | {"seconds": seconds}
+    images = torch.stack([image_of(prepared, sample) for sample in x])
+    return case.quality(images.mean(0)) | {"seconds": seconds / samples, "samples": samples}
+
+
+def peer(case: Case, name: str, maps: str, regularization: float) -> dict[str, float]:
+    """One of BART's methods, with maps by ecalib or ours."""
+    options = MAPS[maps]
+    if options is None:
+        sens_maps = case.maps
+    else:
+        sens_maps, _ = peers.ecalib(case.kspace, options)
+    image, seconds = peers.pics(case.kspace, sens_maps, PEERS[name].format(regularization))
+    return case.quality(image.abs()) | {"seconds": seconds}
+
+
+def tuned(cells: Cells, cases: list[Case], name: str, of: dict[str, Any]) -> float:
+    """The regularisation with the best mean PSNR over the tuning masks, the grid extended until it is inside."""
+
+    def score(regularization: float) -> float:
+        found = [
+            cells.get(
+                lambda case=case: peer(case, name, "maps crop 0", regularization),
+                **of,
+                index=index,
+                method=name,
+                maps="maps crop 0",
+                regularization=regularization,
+            )
+            for index, case in enumerate(cases[:TUNING_MASKS])
+        ]
+        return mean(cell["psnr_scaled"] for cell in found)
+
+    grid = {value: score(value) for value in GRID}
+    while (best := max(grid, key=lambda value: grid[value])) in (min(grid), max(grid)):
+        value = best / 2 if best == min(grid) else best * 2
+        grid[value] = score(value)
+    return best
+
+
+def summary(values: list[float]) -> str:
+    return f"{mean(values):.2f} ± {stdev(values):.2f} ({min(values):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/mri"))
+    parser.add_argument("--masks", type=int, default=10)
+    parser.add_argument("--methods", nargs="+", default=["zero-filled", "cg-sense", "l1-wavelet", "tv"])
+    parser.add_argument("--prior", default="brain")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument("--cells", type=Path, default=Path("benchmarks/results/quality.jsonl"))
+    parser.add_argument("--report", type=Path, default=Path("benchmarks/results/quality.md"))
+    arguments = parser.parse_args()
+    cells = Cells(arguments.cells)
+    prior = None
+    if any("denoiser" in inputs_of(method_named(name)) for name in arguments.methods):
+        import priors
+
+        prior = priors.chunked(priors.load(arguments.prior), 2**19)
+
+    rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for scan_name in SCANS:
+        scan = recon.load(arguments.data / scan_name)
+        for kind in KINDS:
+            cases = [Case(scan, kind, index) for index in range(arguments.masks)]
+            of = {"scan": scan_name, "kind": kind}
+            row = rows.setdefault((scan_name, kind), {})
+            for name in arguments.methods:
+                row[name] = [
+                    cells.get(
+                        lambda case=case, name=name: ours(case, name, prior=prior, samples=arguments.samples),
+                        **of,
+                        index=i,
+                        method=name,
+                    )
+                    for i, case in enumerate(cases)
+                ]
+            for name in arguments.peers:
+                regularization = tuned(cells, cases, name, of)
+                for maps in MAPS:
+                    if maps == "our maps" and name != "bart l1-wavelet":
+                        continue
+                    row[f"{name}, {maps}"] = [
+                        cells.get(
+                            lambda case=case, name=name, maps=maps, regularization=regularization: peer(
+                                case, name, maps, regularization
+                            ),
+                            **of,
+                            index=i,
+                            method=name,
+                            maps=maps,
+                            regularization=regularization,
+                        )
+                        for i, case in enumerate(cases)
+                    ]
+            print(report(rows), flush=True)
+    header = (
+        f"# Quality on measured scans\n\n`python {' '.join(sys.argv)}`, torch {torch.__version__}, {machine()}\n\n"
+        "PSNR in dB and SSIM inside the object after least-squares scaling, mean ± spread (worst) over "
+        f"{arguments.masks} masks of each kind. Reference: all the data, with the scan's noise.\n\n"
+    )
+    arguments.report.write_text(header + report(rows))
+
+
+def machine() -> str:
+    """The processor's model where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = (
+        [line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
+    return f"{len(models)} x {models[0]}" if models else platform.machine()
+
+
+def report(rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]]) -> str:
+    """A table in Markdown."""
+    lines = ["| scan | mask | method | PSNR | SSIM | seconds |", "|---|---|---|---|---|---|"]
+    for (scan, kind), methods in rows.items():
+        for name, found in methods.items():
+            psnr = summary([cell["psnr_scaled"] for cell in found])
+            ssim = f"{mean(cell['ssim_scaled'] for cell in found):.3f}"
+            seconds = f"{mean(cell['seconds'] for cell in found):.2f}"
+            lines.append(f"| {scan} | {kind} | {name} | {psnr} | {ssim} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
