@@ -235,8 +235,7 @@ def accumulate_gradients(
     """
     parameters = list(denoiser.network.parameters())
     sigma = draw_sigmas(len(x0), config, rng).to(x0.device)
-    noise = torch.randn((*x0.shape, 2) if x0.is_complex() else x0.shape, generator=rng).to(x0.device)
-    noise = torch.view_as_complex(noise) if x0.is_complex() else noise
+    noise = draw_noise(x0, rng)
 
     def differentiate(shard: tuple[Tensor, Tensor, Tensor]) -> tuple[float, tuple[Tensor, ...]]:
         loss = edm_loss(denoiser, *shard, config) * len(shard[0]) / len(x0)
@@ -255,6 +254,12 @@ def edm_loss(denoiser: EDM, x0: Tensor, sigma: Tensor, noise: Tensor, config: Tr
         error = denoiser(x0 + sigma[:, None, None] * noise, sigma) - x0
     weight = (sigma**2 + config.sigma_data**2) / (sigma * config.sigma_data) ** 2
     return (weight[:, None, None] * error.abs().square()).mean()
+
+
+def draw_noise(x0: Tensor, rng: torch.Generator) -> Tensor:
+    """Noise like x0, of unit standard deviation per real component, drawn on the CPU whatever the device."""
+    noise = torch.randn((*x0.shape, 2) if x0.is_complex() else x0.shape, generator=rng).to(x0.device)
+    return torch.view_as_complex(noise) if x0.is_complex() else noise
 
 
 def update_averages(averages: dict[float, list[Tensor]], network: nn.Module, step: int) -> None:
@@ -306,18 +311,16 @@ def denoising_error(
     denoiser: EDM, images: Sequence[Tensor], *, sigmas: Sequence[float] = (0.03, 0.1, 0.3, 1.0)
 ) -> dict[float, float]:
     """Root mean square error per real component after denoising, by noise level; the noise is the same every time."""
-    errors = {}
-    for sigma in sigmas:
+    errors: dict[float, float] = {}
+    for sigma in sigmas if len(images) else ():
         total, count = 0.0, 0
         for i, x0 in enumerate(images):
             rng = torch.Generator().manual_seed(i)
-            noise = torch.randn((*x0.shape, 2) if x0.is_complex() else x0.shape, generator=rng)
-            noise = torch.view_as_complex(noise) if x0.is_complex() else noise
             with torch.no_grad():
-                error = denoiser((x0 + sigma * noise)[None], sigma)[0] - x0
+                error = denoiser((x0 + sigma * draw_noise(x0, rng))[None], sigma)[0] - x0
             total += error.abs().square().sum().item()
-            count += noise.real.numel() * (2 if x0.is_complex() else 1)
-        errors[sigma] = math.sqrt(total / count) if count else 1.0
+            count += x0.numel() * (2 if x0.is_complex() else 1)
+        errors[sigma] = math.sqrt(total / count)
     return errors
 
 

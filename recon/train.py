@@ -30,7 +30,7 @@ def train(
     """Train a complex-image denoiser on a folder of fastMRI files, NIfTI, DICOM or FreeSurfer label maps.
 
     The same command continues where an earlier one was stopped. The best prior so far lies in `out` from the first
-    validation on (every quarter of an hour).
+    validation on (after 12 minutes).
 
     Parameters
     ----------
