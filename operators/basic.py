@@ -27,9 +27,10 @@ class FiniteDifference(LinearOperator):
 
     def forward(self, x: Tensor) -> Tensor:
         gradient = x.new_zeros((*x.shape[: x.ndim + self._stack_axis + 1], *self.codomain.shape))
-        for axis, part in zip(self._axes, gradient.unbind(self._stack_axis), strict=True):
+        for index, axis in enumerate(self._axes):
             length = x.shape[axis] - 1
-            part.narrow(axis, 0, length).copy_(x.narrow(axis, 1, length) - x.narrow(axis, 0, length))
+            part = gradient.select(self._stack_axis, index).narrow(axis, 0, length)
+            part.copy_(x.narrow(axis, 1, length) - x.narrow(axis, 0, length))
         return gradient
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -75,6 +76,8 @@ class Wavelet(LinearOperator):
     def __init__(self, space: Space, *, name: str = "db2", levels: int | None = None) -> None:
         if name not in SCALING_FILTERS:
             raise ValueError(f"wavelet: expected one of {', '.join(SCALING_FILTERS)}, got {name!r}")
+        if levels is not None and levels < 0:
+            raise ValueError(f"levels: expected 0 or more, got {levels}")
         super().__init__(space, space)
         if levels is None:
             levels = max(1, int(math.log2(max(min(space.shape[-space.ndim :]), 32) / 16)))

@@ -8,7 +8,7 @@ The inner product is Re<x, y>, so that complex images may have real data and the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Space:
     def inner(self, x: Tensor, y: Tensor) -> Tensor:
         """Re<x, y> over the trailing axes, shape (batch...)."""
         if x.is_complex():
-            x, y = torch.view_as_real(x).flatten(-2), torch.view_as_real(y).flatten(-2)
+            x, y = (torch.view_as_real(z.resolve_conj()).flatten(-2) for z in (x, y))
         return (x * y).sum(self.axes)
 
     def expand(self, value: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Composition(LinearOperator):
 
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
         if outer.domain != inner.codomain:
-            raise ValueError(f"cannot compose: {outer!r} does not accept what {inner!r} returns; spaces must be equal")
+            raise ValueError(f"cannot compose: {outer!r} expects {outer.domain}, got {inner.codomain} from {inner!r}")
         super().__init__(inner.domain, outer.codomain)
         self.outer, self.inner = outer, inner
 
@@ -215,24 +215,19 @@ class Scaled(LinearOperator):
     """c A, for a number c."""
 
     def __init__(self, scalar: float | complex, operator: LinearOperator) -> None:
-        if isinstance(scalar, complex) and not (
-            operator.domain.dtype.is_complex and operator.codomain.dtype.is_complex
-        ):
+        number = complex(scalar)  # numbers of any library
+        if number.imag and not (operator.domain.dtype.is_complex and operator.codomain.dtype.is_complex):
             raise ValueError(
                 f"cannot scale {operator!r} by the complex number {scalar}: its domain or codomain is real"
             )
         super().__init__(operator.domain, operator.codomain)
-        self.scalar, self.operator = scalar, operator
+        self.scalar, self.operator = number if number.imag else number.real, operator
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scalar * self.operator.forward(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return (
-            complex(self.scalar).conjugate() * self.operator.adjoint(y)
-            if isinstance(self.scalar, complex)
-            else self.scalar * self.operator.adjoint(y)
-        )
+        return self.scalar.conjugate() * self.operator.adjoint(y)
 
     def gram(self, x: Tensor) -> Tensor:
         return abs(self.scalar) ** 2 * self.operator.gram(x)
@@ -252,8 +247,8 @@ class Stack(LinearOperator):
         for other in operators[1:]:
             if (other.domain, other.codomain) != (first.domain, first.codomain):
                 raise ValueError(f"cannot stack {first!r} and {other!r}: domains and codomains must be equal")
-        codomain = Space((len(operators), *first.codomain.shape), first.codomain.dtype, first.codomain.device)
-        super().__init__(first.domain, codomain)
+        part = first.codomain
+        super().__init__(first.domain, replace(part, shape=(len(operators), *part.shape)))
         self.operators = operators
 
     @property

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .fourier import fftc, ifftc
 from .linop import LinearOperator, Space
+from .sampling import readout_axes
 
 
 def sense(mask: Tensor, sens_maps: Tensor) -> LinearOperator:
@@ -53,6 +54,8 @@ class Sense(LinearOperator):
                 f"mask {tuple(mask.shape)} and sens_maps {tuple(sens_maps.shape)} differ in their last {ndim} axes; "
                 "estimate the maps at the size of the mask"
             )
+        if mask.device != sens_maps.device:
+            raise ValueError(f"mask is on {mask.device}, sens_maps on {sens_maps.device}; move them to one device")
         *batch, sets, coils = sens_maps.shape[:-ndim]
         domain = Space((*batch, sets, *mask.shape), sens_maps.dtype, sens_maps.device, ndim)
         codomain = Space((*batch, coils, *mask.shape), sens_maps.dtype, sens_maps.device, ndim)
@@ -62,10 +65,11 @@ class Sense(LinearOperator):
         self._axes = tuple(range(-ndim, 0))
         self._coil_axis, self._set_axis = -ndim - 1, -ndim - 2
         # A^H A = S^H F^H M F S. F^H M F is a circular convolution: it commutes with the shifts of the centred
-        # transform, and it is the identity along every axis on which the mask does not depend.
-        self._gram_axes = [axis for axis in self._axes if not bool((mask == mask.narrow(axis, 0, 1)).all())]
+        # transform, and it is the identity along every axis that is sampled in whole lines.
+        whole = readout_axes(mask) if bool(mask.any()) else ()
+        self._gram_axes = [axis for axis in self._axes if axis not in whole]
         self._gram_mask = torch.fft.ifftshift(mask, dim=self._axes).to(sens_maps.dtype)
-        for axis in set(self._axes) - set(self._gram_axes):
+        for axis in whole:
             self._gram_mask = self._gram_mask.narrow(axis, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,6 +81,8 @@ class Sense(LinearOperator):
         return (self.sens_maps.conj() * coil_images).sum(self._coil_axis)
 
     def gram(self, x: Tensor) -> Tensor:
+        if self.sens_maps.requires_grad:  # _SenseGram knows its derivative by x alone
+            return super().gram(x)
         result: Tensor = _SenseGram.apply(x, self)
         return result
 
