@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -102,6 +104,20 @@ def bart(command: str, *inputs: Array, outputs: int = 1, threads: int = 1) -> tu
     with Bart(command, *inputs, outputs=outputs, threads=threads) as job:
         job.run()
         return job.read()
+
+
+def ecalib(kspace: Tensor, options: str = "", *, threads: int = 1) -> tuple[Tensor, float]:
+    """BART's maps (coil, y, x) from k-space (coil, y, x), one set, and the seconds of the whole process."""
+    with Bart(f"ecalib -m 1 {options}", to_bart(kspace.numpy()), threads=threads) as job:
+        seconds = job.run()
+        return torch.from_numpy(from_bart(job.read()[0]).copy()), seconds
+
+
+def pics(kspace: Tensor, sens_maps: Tensor, options: str, *, threads: int = 1) -> tuple[Tensor, float]:
+    """BART's image (y, x) from k-space and maps, each ([set,] coil, y, x), and the seconds of the whole process."""
+    with Bart(f"pics {options}", to_bart(kspace.numpy()), to_bart(sens_maps.numpy()), threads=threads) as job:
+        seconds = job.run()
+        return torch.from_numpy(job.read()[0].copy()), seconds
 
 
 def bart_version() -> str:
