@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -215,22 +214,11 @@ def main() -> None:
                     ]
             print(report(rows), flush=True)
     header = (
-        f"# Quality on measured scans\n\n`python {' '.join(sys.argv)}`, torch {torch.__version__}, {machine()}\n\n"
+        f"# Quality on measured scans\n\n`python {' '.join(sys.argv)}`, torch {torch.__version__}, {peers.machine()['cpu']}, BART {peers.bart_version()}\n\n"
         "PSNR in dB and SSIM inside the object after least-squares scaling, mean ± spread (worst) over "
         f"{arguments.masks} masks of each kind. Reference: all the data, with the scan's noise.\n\n"
     )
     arguments.report.write_text(header + report(rows))
-
-
-def machine() -> str:
-    """The processor's model where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = (
-        [line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if cpuinfo.exists()
-        else []
-    )
-    return f"{len(models)} x {models[0]}" if models else platform.machine()
 
 
 def report(rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]]) -> str:
