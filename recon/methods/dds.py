@@ -1,0 +1,142 @@
+"""Decomposed diffusion sampling: denoise, enforce data consistency by conjugate gradients, add noise again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from priors.denoiser import Denoiser
+
+from ..errors import InputError
+from ..likelihood import Gaussian
+from ..noise import Noise
+from ..solvers import Callback
+from .diffusion import check_inputs, denoise, start
+
+Consistency = Callable[[Tensor, float], Tensor]
+"""From the denoised images and their noise level sigma to images that agree better with the data."""
+
+
+def dds(
+    likelihood: Gaussian,
+    denoiser: Denoiser,
+    sigmas: Tensor,
+    *,
+    rng: Noise,
+    eta: float = 0.9,
+    strength: float = 1.0,
+    iterations: int = 5,
+    x0_start: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDS in its proximal form, weighted by the measured noise.
+
+    At every level: x0 = D(x, sigma); x0' = argmin strength sigma^2 nll(x0') + 1/2 ||x0' - x0||^2, by `iterations` of
+    conjugate gradients; then noise again (see `consistent_diffusion`). The likelihood is whitened: this is gamma_t =
+    strength sigma_t^2 / sigma_y^2 of the paper, which keeps gamma at a constant.
+
+    Under-dispersed: x0' is a point where p(x0 | x_t, y) has a spread, and what is lost there, the noise added next
+    does not bring back. With a Gaussian prior, where all is known in closed form, the samples hold 0.60 of the
+    posterior variance at eta 0, 0.46 at eta 0.9 and 0.34 at eta 1 (50 steps; 0.92, 0.67 and 0.47 with 1000 steps).
+    For intervals that hold, use `split_gibbs`.
+
+    Parameters
+    ----------
+    sigmas : (steps + 1,) decreasing to 0; one network evaluation each, but for the 0.
+    eta : fraction of fresh noise in every step, from 0 (the predicted noise is kept) to 1.
+    strength : weight of the data relative to their measured noise.
+    x0_start : ([n_samples,] *domain), a warm image for an early start: sigmas[0] should not be below its error.
+
+    Returns
+    -------
+    (n_samples, *domain), one sample for each of `rng`.
+
+    Raises
+    ------
+    ValueError
+        If the likelihood is not Gaussian, the prior is of another kind than the images, or sigmas leave its range.
+    NonFiniteError
+        If the network returns NaN or infinity.
+
+    References
+    ----------
+    Chung, Lee, Ye, ICLR 2024, algorithm 2; early start: Chung, Sim, Ye, CVPR 2022.
+    """
+    check_inputs("dds", likelihood, denoiser, sigmas)
+    consistency = proximal(likelihood, lambda sigma: strength * sigma**2, iterations=iterations)
+    x0 = start(likelihood, rng, x0_start)
+    return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)
+
+
+def dds_hard(
+    likelihood: Gaussian,
+    denoiser: Denoiser,
+    sigmas: Tensor,
+    *,
+    rng: Noise,
+    eta: float = 0.9,
+    iterations: int = 10,
+    tolerance: float = 1e-5,
+    x0_start: Tensor | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDS in its hard form, for data without noise: x0' is the solution of A x = y nearest to the denoised image.
+
+    As `dds` in all else. With a Gaussian prior and 1000 steps its samples hold 0.96 of the posterior variance at eta 0,
+    0.73 at eta 0.85 and 0.47 at eta 1.
+
+    Parameters
+    ----------
+    iterations : of conjugate gradients on A^H A x = A^H y; noisy data want few, since more of them fit the noise.
+    tolerance : where they stop, relative to ||A^H y||.
+    """
+    check_inputs("dds_hard", likelihood, denoiser, sigmas)
+    consistency = hard(likelihood, iterations=iterations, tolerance=tolerance)
+    x0 = start(likelihood, rng, x0_start)
+    return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)
+
+
+def proximal(likelihood: Gaussian, tau: Callable[[float], float], *, iterations: int) -> Consistency:
+    """x0' = argmin tau(sigma) nll(x0') + 1/2 ||x0' - x0||^2, by conjugate gradients from x0."""
+    return lambda x0, sigma: likelihood.solve(x0, tau(sigma), iterations=iterations)
+
+
+def hard(likelihood: Gaussian, *, iterations: int, tolerance: float) -> Consistency:
+    """x0' = the solution of A x = y nearest to x0, by conjugate gradients from x0."""
+    return lambda x0, sigma: likelihood.project(x0, iterations=iterations, tolerance=tolerance)
+
+
+@torch.no_grad()
+def consistent_diffusion(
+    consistency: Consistency,
+    denoiser: Denoiser,
+    sigmas: Tensor,
+    x0: Tensor,
+    *,
+    rng: Noise,
+    eta: float,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Diffusion sampling with a data consistency step on every denoised image.
+
+    Parameters
+    ----------
+    x0 : (n_samples, *domain); noise of level sigmas[0] is added to it.
+    callback : called with the step and x0'.
+    """
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta: expected a fraction of fresh noise from 0 to 1, got {eta}")
+    x = x0 + float(sigmas[0]) * rng.randn_like(x0)
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+        denoised = denoise(denoiser, x, sigma, step)  # E[x0 | x], Tweedie
+        epsilon = (x - denoised) / sigma
+        x = consistency(denoised, sigma)
+        if callback is not None:
+            callback(step, x)
+        if sigma_next > 0:
+            x = x + sigma_next * (eta * rng.randn_like(x) + math.sqrt(1 - eta**2) * epsilon)
+    return x
