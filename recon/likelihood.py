@@ -36,7 +36,7 @@ class Gaussian:
 
     def __init__(self, A: LinearOperator, y: Tensor) -> None:
         A.codomain.check(y, "data of a Gaussian likelihood")
-        if not bool(torch.isfinite(torch.view_as_real(y) if y.is_complex() else y).all()):
+        if not bool(torch.isfinite(y).all()):
             raise ValueError(
                 "data of a Gaussian likelihood: expected finite values, got NaN or infinity; mask or repair them first"
             )

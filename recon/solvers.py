@@ -97,7 +97,7 @@ def fista(
         t = t_next
         if callback is not None:
             callback(iteration, x)
-        if tolerance > 0 and bool((space.inner(change, change) <= tolerance**2 * space.inner(x, x)).all()):
+        if tolerance > 0 and _settled(change, x, space, tolerance):
             break
     return x
 
@@ -123,7 +123,7 @@ def pdhg(
     K, K_norm : linear operator and its spectral norm.
     prox_dual : projection on the dual ball of g (the proximal map of g's conjugate, for a norm g).
     ratio : dual over primal step length, in units where both make equal progress.
-    tolerance : stop when the update is below tolerance * ||x||.
+    tolerance : stop when the update of x is below tolerance * ||x||, and that of the dual variable u likewise.
 
     References
     ----------
@@ -132,18 +132,26 @@ def pdhg(
     # 1 / primal - dual ||K||^2 >= lipschitz / 2
     dual = ratio * lipschitz / (2 * K_norm**2)
     primal = 1 / (lipschitz / 2 + dual * K_norm**2)
-    space = K.domain
     x, u = x0, torch.zeros_like(K.forward(x0))
     for iteration in range(iterations):
-        x_before = x
+        x_before, u_before = x, u
         x = x - primal * (gradient(x) + K.adjoint(u))
         u = prox_dual(u + dual * K.forward(2 * x - x_before))
         if callback is not None:
             callback(iteration, x)
-        change = x - x_before
-        if tolerance > 0 and bool((space.inner(change, change) <= tolerance**2 * space.inner(x, x)).all()):
+        # x may stand still while u moves
+        if (
+            tolerance > 0
+            and _settled(x - x_before, x, K.domain, tolerance)
+            and _settled(u - u_before, u, K.codomain, tolerance)
+        ):
             break
     return x
+
+
+def _settled(change: Tensor, x: Tensor, space: Space, tolerance: float) -> bool:
+    """Whether every update is below tolerance * ||x||."""
+    return bool((space.inner(change, change) <= tolerance**2 * space.inner(x, x)).all())
 
 
 def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
@@ -155,4 +163,4 @@ def soft_threshold(x: Tensor, threshold: float | Tensor) -> Tensor:
 def project_ball(u: Tensor, radius: float, axis: int) -> Tensor:
     """Nearest point with norm at most `radius` along `axis`: the dual step of isotropic total variation."""
     length = torch.linalg.vector_norm(u, dim=axis, keepdim=True)
-    return u * (radius / length.clamp_min(radius))
+    return u * (radius / length.clamp_min(max(radius, torch.finfo(length.dtype).tiny)))
