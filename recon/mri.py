@@ -12,7 +12,7 @@ from torch import Tensor
 
 from operators.espirit import espirit
 from operators.fourier import ifftc
-from operators.masks import calibration_region
+from operators.masks import calibration_region, readout_axes
 from operators.mri import sense
 
 from .coils import (
@@ -138,8 +138,15 @@ def undersample(scan: MRIScan, mask: Tensor) -> MRIScan:
     mask = mask & scan.mask
     if not bool(mask.any()):
         raise InputError("mask: no sample is left; lower the acceleration")
-    kspace = torch.as_tensor(scan.kspace[:]) * mask
-    return replace(scan, kspace=kspace, mask=mask, mask_source="undersampled on request", fully_sampled=False)
+    whole_lines = scan.readout_axis in readout_axes(mask)
+    return replace(
+        scan,
+        kspace=torch.as_tensor(scan.kspace[:]) * mask,
+        mask=mask,
+        mask_source="undersampled on request",
+        readout_axis=scan.readout_axis if whole_lines else None,
+        fully_sampled=False,
+    )
 
 
 def noise_of(scan: MRIScan) -> NoiseEstimate:
@@ -254,7 +261,10 @@ def _sensitivities(calibration: Tensor, shape: Sequence[int], *, sets: int, crop
     """ESPIRiT maps (slice, set, coil, *spatial) of whitened data; one coil sees everything alike."""
     slices, coils = calibration.shape[:2]
     if coils > 1:
-        return espirit(calibration, shape, sets=sets, crop=crop).maps
+        try:
+            return espirit(calibration, shape, sets=sets, crop=crop).maps
+        except ValueError as error:
+            raise InputError(f"sensitivity maps: {error}") from error
     if sets > 1:
         raise InputError(f"sets: one coil has one map set, got {sets}")
     return calibration.new_ones(slices, 1, 1, *shape)
