@@ -213,8 +213,9 @@ def main() -> None:
                         for i, case in enumerate(cases)
                     ]
             print(report(rows), flush=True)
+    machine = f"{peers.machine()['cpu']}, torch {torch.__version__}, BART {peers.bart_version()}"
     header = (
-        f"# Quality on measured scans\n\n`python {' '.join(sys.argv)}`, torch {torch.__version__}, {peers.machine()['cpu']}, BART {peers.bart_version()}\n\n"
+        f"# Quality on measured scans\n\n`python -m benchmarks.quality {' '.join(sys.argv[1:])}`, {machine}\n\n"
         "PSNR in dB and SSIM inside the object after least-squares scaling, mean ± spread (worst) over "
         f"{arguments.masks} masks of each kind. Reference: all the data, with the scan's noise.\n\n"
     )

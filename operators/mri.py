@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -63,7 +65,7 @@ class Sense(LinearOperator):
         self.mask = mask
         self.sens_maps = sens_maps
         self._axes = tuple(range(-ndim, 0))
-        self._coil_axis, self._set_axis = -ndim - 1, -ndim - 2
+        self._coil_axis = -ndim - 1
         # A^H A = S^H F^H M F S. F^H M F is a circular convolution: it commutes with the shifts of the centred
         # transform, and it is the identity along every axis that is sampled in whole lines.
         whole = readout_axes(mask) if bool(mask.any()) else ()
@@ -72,13 +74,28 @@ class Sense(LinearOperator):
         for axis in whole:
             self._gram_mask = self._gram_mask.narrow(axis, 0, 1)
 
+    # Coil by coil throughout: the working set stays in cache, and memory does not grow with the coils.
+
     def forward(self, x: Tensor) -> Tensor:
-        coil_images = (self.sens_maps * x.unsqueeze(self._coil_axis)).sum(self._set_axis)
-        return fftc(coil_images, self._axes) * self.mask
+        coils = [fftc(self._coil_image(x, sens_map), self._axes) * self.mask for sens_map in self._coils()]
+        return torch.cat(coils, self._coil_axis)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        coil_images = ifftc(y * self.mask, self._axes).unsqueeze(self._set_axis)
-        return (self.sens_maps.conj() * coil_images).sum(self._coil_axis)
+        result: Tensor | float = 0.0
+        for sens_map, data in zip(self._coils(), y.split(1, self._coil_axis), strict=True):
+            image = ifftc(data * self.mask, self._axes)
+            result = result + sens_map.conj() * image
+        assert isinstance(result, Tensor)
+        return result
+
+    def _coils(self) -> Iterator[Tensor]:
+        """The maps (..., set, y, x) of one coil after the other."""
+        return iter(self.sens_maps.unbind(self._coil_axis))
+
+    def _coil_image(self, x: Tensor, sens_map: Tensor) -> Tensor:
+        """(..., 1, y, x): what one coil sees of all sets."""
+        image = sens_map * x
+        return image if image.shape[self._coil_axis] == 1 else image.sum(self._coil_axis, keepdim=True)
 
     def gram(self, x: Tensor) -> Tensor:
         if self.sens_maps.requires_grad:  # _SenseGram knows its derivative by x alone
@@ -87,19 +104,14 @@ class Sense(LinearOperator):
         return result
 
     def _gram(self, x: Tensor) -> Tensor:
-        """Coil by coil, so that the working set stays in cache and memory does not grow with the coils."""
         result = torch.zeros_like(x)
-        for sens_map in self.sens_maps.unbind(self._coil_axis):
-            coil_image = (
-                sens_map * x
-                if sens_map.shape[self._coil_axis] == 1
-                else (sens_map * x).sum(self._coil_axis, keepdim=True)
-            )
+        for sens_map in self._coils():
+            image = self._coil_image(x, sens_map)
             if self._gram_axes:
-                coil_image = torch.fft.fftn(coil_image, dim=self._gram_axes)
-                coil_image *= self._gram_mask
-                coil_image = torch.fft.ifftn(coil_image, dim=self._gram_axes)
-            result.addcmul_(sens_map.conj(), coil_image)
+                image = torch.fft.fftn(image, dim=self._gram_axes)
+                image *= self._gram_mask
+                image = torch.fft.ifftn(image, dim=self._gram_axes)
+            result.addcmul_(sens_map.conj(), image)
         return result
 
 

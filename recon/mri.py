@@ -157,7 +157,7 @@ def noise_of(scan: MRIScan) -> NoiseEstimate:
 
 
 def prepare(
-    scan: MRIScan, *, noise: NoiseEstimate | None = None, coils: int | None = None, sets: int = 1, crop: float = 0.8
+    scan: MRIScan, *, noise: NoiseEstimate | None = None, coils: int | None = None, sets: int = 1, crop: float = 0.95
 ) -> PreparedMRI:
     """Whiten, compress the coils, remove readout oversampling, estimate the maps, fix the intensity scale.
 

@@ -17,8 +17,8 @@ from priors.denoiser import Denoiser
 from ..errors import InputError
 from ..likelihood import Gaussian
 from .classical import cg_sense, l1_wavelet, total_variation
-from .dds import dds, dds_hard
-from .split_gibbs import split_gibbs
+from .dds import dds, dds_hard, dds_levels
+from .split_gibbs import couplings, split_gibbs
 from .zero_filled import root_sum_of_squares, zero_filled
 
 METHODS: dict[str, Callable[..., Tensor]] = {
@@ -32,7 +32,11 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "split-gibbs": split_gibbs,
 }
 
-SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {}
+SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
+    "dds": dds_levels,
+    "dds-hard": dds_levels,
+    "split-gibbs": couplings,
+}
 """The noise levels of a sampler, given the likelihood, the denoiser and the number of steps (None: its own)."""
 
 INPUTS = ("likelihood", "scan", "denoiser", "sigmas", "rng")

@@ -14,6 +14,7 @@ from priors.denoiser import Denoiser
 from ..errors import InputError
 from ..likelihood import Gaussian
 from ..noise import Noise
+from ..schedules import karras
 from ..solvers import Callback
 from .diffusion import check_inputs, denoise, start
 
@@ -98,6 +99,17 @@ def dds_hard(
     consistency = hard(likelihood, iterations=iterations, tolerance=tolerance)
     x0 = start(likelihood, rng, x0_start)
     return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)
+
+
+def dds_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Noise levels for `dds`: from above the spread of images of unit brightness to half the noise of the data.
+
+    Parameters
+    ----------
+    steps : 30 if None.
+    """
+    smallest = max(denoiser.sigma_min, 0.5 / likelihood.A.norm())
+    return karras(steps or 30, sigma_min=smallest, sigma_max=min(3.0, denoiser.sigma_max))
 
 
 def proximal(likelihood: Gaussian, tau: Callable[[float], float], *, iterations: int) -> Consistency:

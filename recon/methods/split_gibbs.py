@@ -77,7 +77,12 @@ def split_gibbs(
 
 
 def couplings(
-    likelihood: Gaussian, denoiser: Denoiser, *, levels: int = 75, largest: float = 3.0, smallest: float = 0.5
+    likelihood: Gaussian,
+    denoiser: Denoiser,
+    levels: int | None = None,
+    *,
+    largest: float = 3.0,
+    smallest: float = 0.5,
 ) -> Tensor:
     """Coupling levels for `split_gibbs`, (levels + 1,), closest together at the end, where the chain mixes slowly.
 
@@ -86,13 +91,14 @@ def couplings(
 
     Parameters
     ----------
+    levels : 75 if None.
     largest : the first level, in units of the image; it should exceed the spread of the prior in any direction that was
         not measured, because z starts from 0 and must forget that. Lowered to the prior's sigma_max if need be.
     smallest : the last level, in units of 1 / ||A||, the noise of a fully sampled image. Raised to sqrt(2) times the
         prior's sigma_min if need be.
     """
     sigma_min = max(smallest / likelihood.A.norm(), math.sqrt(2) * denoiser.sigma_min)
-    return karras(levels, sigma_min=sigma_min, sigma_max=min(largest, denoiser.sigma_max), rho=-3.0)
+    return karras(levels or 75, sigma_min=sigma_min, sigma_max=min(largest, denoiser.sigma_max), rho=-3.0)
 
 
 def draw_data(
