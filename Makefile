@@ -4,6 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 FILE   ?=
 
+# Threads that wait must not spin: on a busy machine spinning makes two threads many times slower than one.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed

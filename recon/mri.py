@@ -210,7 +210,7 @@ def likelihood(prepared: PreparedMRI) -> Gaussian:
 # The narrowest fully sampled centre that masks leave; scales from it do not depend on the mask.
 _SCALE_WIDTH = 8
 # 99th percentile of the magnitude over that of the image from the centre alone, median of head images.
-_SCALE_FACTOR = 1.25
+_SCALE_FACTOR = 1.6
 
 
 def intensity_scale(kspace: Tensor, ndim: int) -> float:
