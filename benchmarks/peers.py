@@ -135,6 +135,15 @@ def sigpy_espirit(kspace: Array, *, width: int = 24, crop: float = 0.95) -> Arra
     return np.asarray(EspiritCalib(kspace, calib_width=width, crop=crop, show_pbar=False).run())
 
 
+def sigpy_recon(app: str, kspace: Tensor, sens_maps: Tensor, regularization: float, *, iterations: int) -> Tensor:
+    """Image (y, x) by L1WaveletRecon or TotalVariationRecon of sigpy.mri.app, k-space scaled to maximum 1."""
+    import sigpy.mri.app
+
+    scaled = (kspace / kspace.abs().max()).numpy()
+    run = getattr(sigpy.mri.app, app)(scaled, sens_maps.numpy(), regularization, max_iter=iterations, show_pbar=False)
+    return torch.from_numpy(np.asarray(run.run()))
+
+
 def machine() -> dict[str, str | int]:
     """What a reader of the figures needs to know of the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

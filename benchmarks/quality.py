@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,11 +42,45 @@ KINDS = {
 }
 TUNING_MASKS = 2
 GRID = (0.001, 0.002, 0.004, 0.008)  # factors of 2, extended at either end until the best is inside
+ITERATIONS = 100
+
+
+class Peer(NamedTuple):
+    """One method of a peer.
+
+    reconstruct : (k-space (coil, y, x), maps (coil, y, x), regularisation) -> image (y, x) and seconds.
+    maps : where its maps come from; it is tuned with the first of them.
+    """
+
+    reconstruct: Callable[[Tensor, Tensor, float], tuple[Tensor, float]]
+    maps: tuple[str, ...]
+
+
+def by_bart(penalty: str) -> Callable[[Tensor, Tensor, float], tuple[Tensor, float]]:
+    return lambda kspace, maps, value: peers.pics(kspace, maps, f"-i{ITERATIONS} -R {penalty}:{value}")
+
+
+def by_sigpy(app: str) -> Callable[[Tensor, Tensor, float], tuple[Tensor, float]]:
+    def reconstruct(kspace: Tensor, maps: Tensor, value: float) -> tuple[Tensor, float]:
+        start = time.perf_counter()
+        image = peers.sigpy_recon(app, kspace, maps, value, iterations=ITERATIONS)
+        return image, time.perf_counter() - start
+
+    return reconstruct
+
+
 PEERS = {
-    "bart l1-wavelet": "-i100 -R W:3:0:{}",
-    "bart tv": "-i100 -R T:3:0:{}",
+    "bart l1-wavelet": Peer(by_bart("W:3:0"), ("ecalib crop 0", "ecalib crop 0.8", "ours")),
+    "bart tv": Peer(by_bart("T:3:0"), ("ecalib crop 0", "ecalib crop 0.8")),
+    "sigpy l1-wavelet": Peer(by_sigpy("L1WaveletRecon"), ("sigpy",)),
+    "sigpy tv": Peer(by_sigpy("TotalVariationRecon"), ("sigpy",)),
 }
-MAPS = {"maps crop 0.8": "-c0.8", "maps crop 0": "-c0", "our maps": None}
+MAPS: dict[str, Callable[[Case], Tensor]] = {
+    "ecalib crop 0.8": lambda case: peers.ecalib(case.kspace, "-c0.8")[0],
+    "ecalib crop 0": lambda case: peers.ecalib(case.kspace, "-c0")[0],
+    "sigpy": lambda case: torch.from_numpy(peers.sigpy_espirit(case.kspace.numpy())),
+    "ours": lambda case: case.maps,
+}
 
 
 class Case:
@@ -121,27 +155,23 @@ def ours(case: Case, method: str, *, prior: Any, samples: int) -> dict[str, floa
 
 
 def peer(case: Case, name: str, maps: str, regularization: float) -> dict[str, float]:
-    """One of BART's methods, with maps by ecalib or ours."""
-    options = MAPS[maps]
-    if options is None:
-        sens_maps = case.maps
-    else:
-        sens_maps, _ = peers.ecalib(case.kspace, options)
-    image, seconds = peers.pics(case.kspace, sens_maps, PEERS[name].format(regularization))
+    """A peer's method with the maps of that name."""
+    image, seconds = PEERS[name].reconstruct(case.kspace, MAPS[maps](case), regularization)
     return case.quality(image.abs()) | {"seconds": seconds}
 
 
 def tuned(cells: Cells, cases: list[Case], name: str, of: dict[str, Any]) -> float:
     """The regularisation with the best mean PSNR over the tuning masks, the grid extended until it is inside."""
+    maps = PEERS[name].maps[0]
 
     def score(regularization: float) -> float:
         found = [
             cells.get(
-                lambda case=case: peer(case, name, "maps crop 0", regularization),
+                lambda case=case: peer(case, name, maps, regularization),
                 **of,
                 index=index,
                 method=name,
-                maps="maps crop 0",
+                maps=maps,
                 regularization=regularization,
             )
             for index, case in enumerate(cases[:TUNING_MASKS])
@@ -149,7 +179,7 @@ def tuned(cells: Cells, cases: list[Case], name: str, of: dict[str, Any]) -> flo
         return mean(cell["psnr_scaled"] for cell in found)
 
     grid = {value: score(value) for value in GRID}
-    while (best := max(grid, key=lambda value: grid[value])) in (min(grid), max(grid)):
+    while (best := max(grid, key=lambda value: grid[value])) in (min(grid), max(grid)) and 1e-5 < best < 1:
         value = best / 2 if best == min(grid) else best * 2
         grid[value] = score(value)
     return best
@@ -196,10 +226,8 @@ def main() -> None:
                 ]
             for name in arguments.peers:
                 regularization = tuned(cells, cases, name, of)
-                for maps in MAPS:
-                    if maps == "our maps" and name != "bart l1-wavelet":
-                        continue
-                    row[f"{name}, {maps}"] = [
+                for maps in PEERS[name].maps:
+                    row[f"{name}, maps {maps}"] = [
                         cells.get(
                             lambda case=case, name=name, maps=maps, regularization=regularization: peer(
                                 case, name, maps, regularization
