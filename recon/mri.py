@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from operators.espirit import espirit
-from operators.fourier import ifftc
+from operators.fourier import fftc, ifftc
 from operators.masks import calibration_region, readout_axes
 from operators.mri import sense
 
 from .coils import (
     apply_coil_matrix,
     as_measured,
+    geometric_compression,
     noise_factor,
     remove_readout_oversampling,
     svd_compression,
@@ -165,7 +166,7 @@ def prepare(
     ----------
     scan : its slices are read into memory.
     noise : covariance between the coils; estimated from these slices by default.
-    coils : virtual coils to compress to; None keeps all.
+    coils : virtual coils to compress to, for each position along the readout where its lines are whole; None keeps all.
     sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
     crop : ESPIRiT eigenvalue below which a pixel holds no signal.
 
@@ -175,7 +176,7 @@ def prepare(
         If there are fewer coils than asked for, or no calibration region.
     """
     kspace = torch.as_tensor(scan.kspace[:])
-    coil_axis = -len(scan.shape) - 1
+    coil_axis, positions = -len(scan.shape) - 1, None
     if coils is not None and not 1 <= coils <= scan.coils:
         raise InputError(f"coils: expected 1 to {scan.coils}, as the scan has, got {coils}")
     if noise is None:
@@ -185,11 +186,11 @@ def prepare(
     measured, mask = _crop_readout(kspace, scan)
     kspace = apply_coil_matrix(whitener(noise.covariance), measured, coil_axis=coil_axis)
     if coils is not None and coils < scan.coils:
-        compression = svd_compression(kspace, coils, coil_axis=coil_axis)
-        kspace = apply_coil_matrix(compression, kspace, coil_axis=coil_axis)
+        positions = scan.readout_axis if scan.readout_axis in readout_axes(mask) else None
+        kspace, compression = _compress(kspace, mask, coils, readout_axis=positions)
         factor = factor @ compression.mH
     maps = _sensitivities(_calibration(kspace, mask), mask.shape, sets=sets, crop=crop)
-    maps = scale * as_measured(maps, factor, _calibration(measured, mask), coil_axis=coil_axis)
+    maps = scale * as_measured(maps, factor, _calibration(measured, mask), coil_axis=coil_axis, axis=positions)
     final = scan.recon_shape or scan.shape
     return PreparedMRI(
         kspace=kspace,
@@ -243,6 +244,17 @@ def _crop_readout(kspace: Tensor, scan: MRIScan) -> tuple[Tensor, Tensor]:
         return kspace, scan.mask
     size = scan.recon_shape[axis]
     return remove_readout_oversampling(kspace, readout_axis=axis, size=size), scan.mask.narrow(axis, 0, size)
+
+
+def _compress(kspace: Tensor, mask: Tensor, coils: int, *, readout_axis: int | None) -> tuple[Tensor, Tensor]:
+    """K-space of virtual coils and their matrix, which is one for each position along the readout, if there is one."""
+    coil_axis = -mask.ndim - 1
+    if readout_axis is None:
+        matrix = svd_compression(kspace, coils, coil_axis=coil_axis)
+        return apply_coil_matrix(matrix, kspace, coil_axis=coil_axis), matrix
+    matrix = geometric_compression(kspace, mask, coils, readout_axis=readout_axis)
+    lines = ifftc(kspace, (readout_axis,))
+    return fftc(apply_coil_matrix(matrix, lines, coil_axis=coil_axis, axis=readout_axis), (readout_axis,)), matrix
 
 
 # Calibration samples used along each axis where there are more: more of them cost time and change little.
