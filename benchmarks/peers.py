@@ -27,11 +27,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def thread_limits(threads: int) -> dict[str, str]:
     """The environment of a process that computes on so many threads; the variables are read when it starts.
 
-    Waiting threads sleep: where something else runs on the machine, spinning ones take the processor from those they
-    wait for, and times measure that (ten times longer for torch on two busy cores).
+    Waiting threads spin for a moment and then sleep: where something else runs on the machine, spinning ones take the
+    processor from those they wait for, and times measure that (ten times longer for torch on two busy cores).
     """
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
-    return os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names} | {"OMP_WAIT_POLICY": "passive"}
+    return os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names} | {"GOMP_SPINCOUNT": "10000"}
 
 
 def to_bart(x: Array) -> Array:
