@@ -40,7 +40,9 @@ def main() -> None:
     except ReconError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # typer turns an interruption into a silent exit
+            raise
         Console(stderr=True).print("interrupted; the same command continues where it stopped")
         sys.exit(130)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -38,8 +39,10 @@ class PartialResults:
     def save(self, name: str, part: Any) -> None:
         """Keep a finished part: tensors, numbers, and lists and dicts of them."""
         if self.folder is not None:
+            content = io.BytesIO()
+            torch.save(part, content)
             with atomic(self.folder / name, overwrite=True) as path:
-                torch.save(part, path)
+                path.write_bytes(content.getvalue())  # says why it cannot, which torch.save does not
 
     def clear(self) -> None:
         """Forget all parts, those of other runs too: the results are there."""

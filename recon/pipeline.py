@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,9 +17,11 @@ from operators.masks import mask_function
 from priors.denoiser import Denoiser
 
 from . import io, mri
-from .errors import InputError, MissingFileError
+from .errors import InputError, MissingFileError, ReconError
+from .io import cfl
 from .io.atomic import result_folder
 from .io.writers import RESULT_NAMES
+from .likelihood import Gaussian
 from .methods import SCHEDULES, inputs_of, method_named, options_of
 from .methods.zero_filled import zero_filled
 from .mri import MRIScan
@@ -64,7 +65,8 @@ def reconstruct(
     ----------
     scan : a scan, or the file of one (see recon.io.load).
     method ... device : see recon.settings.Settings. `prior` may also be a denoiser of your own.
-    out : folder for the results. What an interrupted run had finished is kept there, and the same call continues it.
+    out : folder for the results. What an interrupted run had finished is kept there, and the same call continues it,
+        if the scan is a file and the prior has a name: nothing tells one in memory from another.
     overwrite : replace results that are there.
     complex_image : save the complex image too.
     progress : called as the work goes on.
@@ -95,7 +97,9 @@ def reconstruct(
     staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
     with staging as target:
         denoiser, card = _prior(prior, settings)
-        parts = PartialResults(folder, {**asdict(settings), "file": _signature(path), "prior": card})
+        named = path is not None and (denoiser is None or isinstance(prior, str))
+        run_key = {**asdict(settings), "file": _signature(path), "prior": card}
+        parts = PartialResults(folder if named else None, run_key)
         run = _Run(scan, settings, denoiser, parts, progress)
         results = [run.slice(index) for index in run.indices]
         result = assemble(results, scan=scan, settings=settings, mask=run.mask, path=path, card=card)
@@ -121,7 +125,7 @@ class _Run:
             raise InputError(f"slices: expected a range within 0:{len(self.scan)}, got {first}:{last}")
         self.indices = range(first, last)
         self.mask = _draw_mask(self.settings, self.scan.shape)
-        middle = self.indices[len(self.indices) // 2]
+        middle = len(self.scan) // 2  # of all slices: none depends on which others are asked for
         self.noise = mri.noise_of(self._undersampled(self._read(middle)))
 
     def slice(self, index: int) -> SliceResult:
@@ -132,7 +136,7 @@ class _Run:
         x, seconds = self._run_method({"likelihood": likelihood, "scan": prepared, "denoiser": self.denoiser}, index)
         return SliceResult(
             samples=prepared.image(x)[:, 0],
-            zero_filled=magnitude(prepared.image(zero_filled(likelihood))[0]),
+            zero_filled=_zero_filled(prepared, likelihood),
             reference=self._reference(scan),
             seconds=seconds,
             notes=prepared.notes,
@@ -152,7 +156,7 @@ class _Run:
         """Of fully sampled data the combination of its coil images with maps of all the data; else that of the file."""
         if self.mask is not None and scan.fully_sampled:
             prepared = self._prepare(scan)
-            return magnitude(prepared.image(zero_filled(mri.likelihood(prepared)))[0])
+            return _zero_filled(prepared, mri.likelihood(prepared))
         return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
 
     def _run_method(self, given: dict[str, Any], index: int) -> tuple[Tensor, float]:
@@ -166,6 +170,7 @@ class _Run:
         for first in range(0, count, _BATCH):
             ids = range(first, min(first + _BATCH, count))
             name = f"slice-{index:04d}-samples-{ids[0]:04d}-{ids[-1]:04d}.pt"
+            self._report(index, first / count)
             part = self.parts.load(name)
             if part is None:
                 start = time.perf_counter()
@@ -178,23 +183,38 @@ class _Run:
                         else (options_of(method) | settings.options)["iterations"]
                     )
                     arguments["callback"] = self._reporter(index, ids, count, steps)
-                x = method(**arguments)
+                x = _call(method, arguments)
                 part = {"x": x if "rng" in names else x[None], "seconds": time.perf_counter() - start}
                 self.parts.save(name, part)
             images.append(part["x"].to(settings.device))
             seconds += part["seconds"]
+            self._report(index, (ids[-1] + 1) / count)
         return torch.cat(images), seconds
 
     def _reporter(self, index: int, ids: range, count: int, steps: int) -> Callable[[int, Tensor], None]:
-        """Callback of a method that reports the fraction of the run that is done."""
-        slices_done, slices = self.indices.index(index), len(self.indices)
+        """Callback of a method that draws the samples `ids`, out of `count`, in so many steps."""
+        return lambda step, _: self._report(index, (ids[0] + len(ids) * min(1.0, (step + 1) / steps)) / count)
 
-        def report(step: int, _: Tensor) -> None:
-            done = (ids[0] + len(ids) * min(1.0, (step + 1) / steps)) / count
-            if self.progress is not None:
-                self.progress(f"slice {slices_done + 1} of {slices}", (slices_done + done) / slices)
+    def _report(self, index: int, done: float) -> None:
+        """Tell what fraction of the run is done, given that of a slice."""
+        if self.progress is not None:
+            slices_done, slices = self.indices.index(index), len(self.indices)
+            self.progress(f"slice {slices_done + 1} of {slices}", (slices_done + done) / slices)
 
-        return report
+
+def _zero_filled(prepared: mri.PreparedMRI, likelihood: Gaussian) -> Tensor:
+    """The image of a slice that is shown, (*spatial) magnitude."""
+    return magnitude(prepared.image(zero_filled(likelihood))[0], ndim=prepared.mask.ndim)
+
+
+def _call(method: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
+    """A method's result; what it refuses is an input error."""
+    try:
+        return method(**arguments)
+    except ReconError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _draw_mask(settings: Settings, shape: tuple[int, ...]) -> Tensor | None:
@@ -223,7 +243,7 @@ def _prior(prior: str | Denoiser, settings: Settings) -> tuple[Denoiser | None, 
 
 def _signature(path: Path | None) -> list[Any] | None:
     """What tells a file from an edited one without reading it."""
-    if path is None or not path.exists():
-        return None if path is None else [str(path)]
-    status = os.stat(path)
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    if path is None:
+        return None
+    files = cfl.pair(path) if cfl.matches(path) else (path,)
+    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

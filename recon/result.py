@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class SliceResult:
 
     Parameters
     ----------
-    samples : (sample, set, y, x) complex; one for methods that draw none.
+    samples : (sample, set, y, x) complex; one for methods that draw none. Volumes have (z, y, x) throughout.
     zero_filled, reference : (y, x) magnitude; the latter None if there is none.
     seconds : that the method took.
     notes : sentences on the preparation.
@@ -145,12 +146,14 @@ def assemble(
     card: Mapping[str, Any] | None,
 ) -> Reconstruction:
     """Slices to volumes, their maps, metrics and the record of the run."""
-    posteriors = [summarize(result.samples.cpu()) for result in results]
+    to_image = partial(magnitude, ndim=len(scan.shape))
+    posteriors = [summarize(result.samples.cpu(), to_image=to_image) for result in results]
     first = posteriors[0]
-    mean = torch.stack([posterior.mean for posterior in posteriors])
-    reference = _stack([result.reference for result in results])
+    mean = _volume([posterior.mean for posterior in posteriors])
+    reference = _volume_if_any([result.reference for result in results])
     measured = scan.mask if mask is None else scan.mask & mask.cpu()
     statement = first.statement if "rng" in inputs_of(method_named(settings.method)) else ""
+    shown = torch.stack([to_image(p.samples).movedim(0, -3) for p in posteriors]).flatten(0, -4)
     quality = {} if reference is None else measure(reference, mean)
     run = run_record(
         arguments=asdict(settings),
@@ -165,12 +168,12 @@ def assemble(
     run["prior"] = card
     return Reconstruction(
         mean=mean,
-        complex_mean=torch.stack([p.sample_mean[0] for p in posteriors]) if settings.sets == 1 else None,
-        std=_stack([posterior.std for posterior in posteriors]),
-        lower=_stack([posterior.lower for posterior in posteriors]),
-        upper=_stack([posterior.upper for posterior in posteriors]),
-        samples=torch.stack([magnitude(p.samples) for p in posteriors]) if statement else None,
-        zero_filled=torch.stack([result.zero_filled.cpu() for result in results]),
+        complex_mean=_volume([p.sample_mean[0] for p in posteriors]) if settings.sets == 1 else None,
+        std=_volume_if_any([posterior.std for posterior in posteriors]),
+        lower=_volume_if_any([posterior.lower for posterior in posteriors]),
+        upper=_volume_if_any([posterior.upper for posterior in posteriors]),
+        samples=shown if statement else None,
+        zero_filled=_volume([result.zero_filled for result in results]),
         reference=reference,
         metrics=quality,
         statement=statement,
@@ -193,7 +196,12 @@ def measure(reference: Tensor, image: Tensor) -> dict[str, float]:
     }
 
 
-def _stack(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """All of them as one tensor on the CPU, None if one is missing."""
-    kept = [part.cpu() for part in parts if part is not None]
-    return torch.stack(kept) if len(kept) == len(parts) else None
+def _volume(parts: Sequence[Tensor]) -> Tensor:
+    """Slices (y, x), or a volume (z, y, x), as one (slice, y, x) on the CPU."""
+    return torch.stack([part.cpu() for part in parts]).flatten(0, -3)
+
+
+def _volume_if_any(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The same, None if one is missing."""
+    kept = [part for part in parts if part is not None]
+    return _volume(kept) if len(kept) == len(parts) else None

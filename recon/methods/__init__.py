@@ -7,6 +7,7 @@ Classical methods return one image, samplers (those with `rng`) one image for ea
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -80,3 +81,5 @@ def check_options(name: str, options: dict[str, Any]) -> None:
         kind = (int, float) if isinstance(default, float) else type(default)
         if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
             raise InputError(f"method {name}: option {option} expects {type(default).__name__}, got {value!r}")
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise InputError(f"method {name}: option {option} expects a finite number, 0 or more, got {value!r}")

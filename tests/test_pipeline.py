@@ -1,0 +1,474 @@
+"""reconstruct(): the whole line on small files; what an interruption leaves, what a volume costs, what repeats."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recon.errors import InputError, MissingFileError, ResultExistsError
+from recon.io import load
+from recon.io.writers import RESULT_NAMES
+from recon.methods import METHODS, SCHEDULES, inputs_of
+from recon.mri import MRIScan
+from recon.partial import FOLDER, PartialResults
+from recon.phantom import head
+from recon.pipeline import reconstruct
+
+FAST = {"method": "cg-sense", "mask": "random", "acceleration": 2.0, "options": {"iterations": 8}}
+
+
+def volume(slices: int, shape: tuple[int, int] = (48, 40), coils: int = 3) -> Tensor:
+    """(slice, coil, y, x): heads that differ in brightness and noise."""
+    return torch.cat([(1 + 0.5 * i) * head(shape, coils=coils, seed=i).kspace for i in range(slices)])
+
+
+def write(path: Path, kspace: Tensor | np.ndarray, **datasets: np.ndarray) -> Path:
+    """A fastMRI file."""
+    with h5py.File(path, "w") as file:
+        file["kspace"] = np.asarray(kspace)
+        for name, values in datasets.items():
+            file[name] = values
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("scan") / "head.h5", volume(3))
+
+
+def visible(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def stored(folder: Path, name: str = "reconstruction") -> Tensor:
+    with h5py.File(folder / "reconstruction.h5") as result:
+        return torch.as_tensor(result[name][()])
+
+
+# Results
+
+
+def test_a_path_and_its_scan_give_the_same(file: Path, tmp_path: Path) -> None:
+    from_path = reconstruct(file, out=tmp_path / "a", **FAST)
+    from_scan = reconstruct(load(file), **FAST)
+    assert from_path.mean.shape == (3, 48, 40)
+    assert torch.equal(from_path.mean, from_scan.mean)
+    assert from_path.metrics == from_scan.metrics
+    assert from_path.metrics["psnr_scaled"] > 20
+    assert visible(tmp_path / "a") == set(RESULT_NAMES)
+    assert not (tmp_path / "a" / FOLDER).exists()
+    assert torch.equal(stored(tmp_path / "a"), from_path.mean)
+    assert from_path.std is None
+    assert from_path.samples is None
+    assert from_path.run["acceleration"] == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["zero-filled", "rss", "cg-sense", "l1-wavelet", "tv"])
+def test_every_classical_method_runs_by_name(file: Path, method: str) -> None:
+    options = {} if method in ("zero-filled", "rss") else {"iterations": 5}
+    result = reconstruct(file, method=method, options=options, mask="equispaced", slices=(1, 2))
+    assert result.mean.shape == (1, 48, 40)
+    assert torch.isfinite(result.mean).all()
+    assert result.metrics["psnr_scaled"] > 10
+
+
+def test_slices_do_not_depend_on_their_neighbours(file: Path) -> None:
+    everything = reconstruct(file, **FAST)
+    for first, last in [(0, 1), (1, 3)]:
+        assert torch.equal(reconstruct(file, slices=(first, last), **FAST).mean, everything.mean[first:last])
+
+
+@pytest.mark.parametrize("slices", [(0, 4), (2, 2), (2, 1), (-1, 2)])
+def test_slices_that_are_not_there_are_refused(file: Path, slices: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"slices: expected a range within 0:3, got"):
+        reconstruct(file, slices=slices, **FAST)
+
+
+def test_the_record_of_a_run_repeats_it(file: Path, tmp_path: Path) -> None:
+    arguments = {**FAST, "slices": (1, 3), "coils": 2, "seed": 5}
+    first = reconstruct(file, out=tmp_path, **arguments)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["input"] == first.run["input"]
+    assert record["seed"] == 5
+    again = reconstruct(file, **record["arguments"])
+    assert torch.equal(again.mean, first.mean)
+    assert not torch.equal(reconstruct(file, **{**record["arguments"], "seed": 6}).mean, first.mean)
+
+
+def test_the_complex_image_is_kept_on_request(file: Path, tmp_path: Path) -> None:
+    result = reconstruct(file, out=tmp_path, complex_image=True, **FAST)
+    image = stored(tmp_path, "reconstruction_complex")
+    assert image.dtype == torch.complex64
+    assert torch.allclose(image.abs(), result.mean, rtol=1e-6)
+
+
+def test_fully_sampled_data_are_left_alone_unless_asked(file: Path) -> None:
+    result = reconstruct(file, method="rss", slices=(0, 1))
+    assert result.run["acceleration"] == 1
+    assert result.metrics == {}  # no reference but the data themselves
+    expected = torch.linalg.vector_norm(load(file)[0:1].kspace, dim=1)
+    assert result.mean.norm() == pytest.approx(float(expected.norm()), rel=1e-5)  # Parseval
+
+
+def test_the_reference_of_a_file_is_used(tmp_path: Path) -> None:
+    kspace = volume(2)
+    file = write(tmp_path / "a.h5", kspace, reconstruction_rss=np.ones((2, 40, 40), np.float32))
+    result = reconstruct(file, method="rss")
+    assert result.mean.shape == (2, 40, 40)
+    assert torch.equal(result.reference, torch.ones(2, 40, 40))
+    assert set(result.metrics) == {"psnr", "ssim", "nmse", "psnr_scaled", "ssim_scaled", "nmse_scaled"}
+
+
+def test_a_volume_of_three_axes(tmp_path: Path) -> None:
+    """Its slices come out as those of any other scan."""
+    z = torch.linspace(-1, 1, 13)[:-1, None, None]
+    slices = head((32, 28), coils=3, noise=0).kspace[0]
+    ball = slices[:, None] * torch.exp(-4 * z**2)
+    kspace = torch.fft.fftshift(torch.fft.fft(torch.fft.ifftshift(ball, dim=1), dim=1, norm="ortho"), dim=1)
+    kspace += 0.005 * torch.randn(kspace.shape, dtype=kspace.dtype, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "volume.npy", kspace[None].numpy())
+    full = reconstruct(tmp_path / "volume.npy", method="zero-filled", out=tmp_path / "out", complex_image=True)
+    assert full.mean.shape == (12, 32, 28)
+    assert full.zero_filled.shape == (12, 32, 28)
+    assert torch.allclose(stored(tmp_path / "out", "reconstruction_complex").abs(), full.mean, rtol=1e-5)
+    brightness = full.mean.mean((1, 2))
+    assert int(brightness.argmax()) == 6  # the centre of z
+    less = reconstruct(
+        tmp_path / "volume.npy", method="cg-sense", mask="poisson", acceleration=2.0, options={"iterations": 10}
+    )
+    assert less.reference.shape == less.mean.shape == (12, 32, 28)
+    assert less.metrics["psnr_scaled"] > 20
+
+
+# Samplers
+
+
+class Wiener:
+    """A denoiser in five lines: the posterior mean of pixels that are white noise of unit variance."""
+
+    sigma_min, sigma_max, ndim, is_complex = 1e-3, 10.0, 2, True
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        sigma = torch.as_tensor(sigma, dtype=x.real.dtype)
+        return x / (1 + sigma.reshape(sigma.shape + (1,) * (x.ndim - sigma.ndim)) ** 2)
+
+
+SAMPLER: dict[str, Any] = {"method": "dds", "mask": "random", "acceleration": 2.0, "steps": 4, "prior": Wiener()}
+
+
+def test_a_denoiser_of_the_users_own(file: Path, tmp_path: Path) -> None:
+    result = reconstruct(file, out=tmp_path, slices=(1, 2), samples=3, **SAMPLER)
+    assert result.samples.shape == (1, 3, 48, 40)
+    assert result.mean.shape == result.std.shape == result.lower.shape == (1, 48, 40)
+    assert torch.allclose(result.samples.mean(1), result.mean, rtol=1e-5)
+    assert (result.std > 0).any()
+    assert "3 samples" in result.statement
+    assert torch.equal(stored(tmp_path, "samples"), result.samples)
+    assert json.loads((tmp_path / "run.json").read_text())["arguments"]["prior"] == "Wiener"
+
+
+def test_samples_do_not_depend_on_their_number(file: Path) -> None:
+    """Nor on the batches they are drawn in, nor on the slices drawn before."""
+    few = reconstruct(file, slices=(1, 2), samples=2, **SAMPLER).samples
+    many = reconstruct(file, slices=(0, 2), samples=10, **SAMPLER).samples
+    assert torch.allclose(many[1:, :2], few, rtol=1e-4, atol=1e-5 * float(few.max()))  # float32 in other batch sizes
+    assert not torch.allclose(many[1, 8], many[1, 0], rtol=0.01)
+    other = reconstruct(file, slices=(1, 2), samples=2, seed=1, **{**SAMPLER, "mask": None}).samples
+    same = reconstruct(file, slices=(1, 2), samples=2, seed=0, **{**SAMPLER, "mask": None}).samples
+    assert not torch.equal(other, same)
+
+
+def test_every_sampler_has_a_schedule() -> None:
+    assert {name for name, method in METHODS.items() if "sigmas" in inputs_of(method)} == set(SCHEDULES)
+
+
+# Progress
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        FAST,
+        {**FAST, "method": "tv"},
+        {"method": "zero-filled"},
+        {**SAMPLER, "samples": 9},
+        {**SAMPLER, "method": "split-gibbs", "samples": 2},
+    ],
+)
+def test_progress_rises_from_0_to_1(file: Path, arguments: dict[str, Any]) -> None:
+    seen: list[tuple[str, float]] = []
+    reconstruct(file, slices=(0, 2), progress=lambda what, done: seen.append((what, done)), **arguments)
+    fractions = [done for _, done in seen]
+    assert fractions[0] == 0
+    assert fractions[-1] == 1
+    assert fractions == sorted(fractions)
+    assert {what for what, _ in seen} >= {"slice 1 of 2", "slice 2 of 2"}
+
+
+def test_an_early_end_is_the_end_of_the_progress(file: Path) -> None:
+    """Iterations that a tolerance leaves out are done."""
+    seen: list[float] = []
+    options = {"tolerance": 0.5}
+    reconstruct(file, method="tv", options=options, slices=(0, 1), progress=lambda _, done: seen.append(done))
+    assert len(seen) < 50
+    assert seen[-1] == 1
+
+
+# Interruptions
+
+
+class Stopped(Exception):
+    """Stands for anything that ends a run."""
+
+
+def stop_at(fraction: float) -> Callable[[str, float], None]:
+    def report(_: str, done: float) -> None:
+        if done > fraction:
+            raise Stopped
+
+    return report
+
+
+def interrupt(scan: Path | MRIScan, fraction: float, **arguments: Any) -> None:
+    with pytest.raises(Stopped):
+        reconstruct(scan, progress=stop_at(fraction), **arguments)
+
+
+def parts(folder: Path) -> list[Path]:
+    return sorted((folder / FOLDER).rglob("slice-*.pt"))
+
+
+def test_what_was_finished_is_not_computed_again(file: Path, tmp_path: Path) -> None:
+    interrupt(file, 0.7, out=tmp_path, **FAST)
+    assert visible(tmp_path) == set()
+    assert [path.name[:10] for path in parts(tmp_path)] == ["slice-0000", "slice-0001"]
+    part = torch.load(parts(tmp_path)[0], weights_only=True)
+    part["x"] = 2 * part["x"]  # a mark that computing it again would wipe out
+    torch.save(part, parts(tmp_path)[0])
+    expected, resumed = reconstruct(file, **FAST).mean, reconstruct(file, out=tmp_path, **FAST).mean
+    assert torch.allclose(resumed[0], 2 * expected[0], rtol=1e-6)
+    assert torch.equal(resumed[1:], expected[1:])
+    assert visible(tmp_path) == set(RESULT_NAMES)
+    assert not (tmp_path / FOLDER).exists()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"options": {"iterations": 9}}, {"acceleration": 3.0}, {"coils": 2}])
+def test_another_run_does_not_take_what_this_one_finished(file: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    interrupt(file, 0.5, out=tmp_path, **FAST)
+    changed = {**FAST, **change}
+    assert torch.equal(reconstruct(file, out=tmp_path, **changed).mean, reconstruct(file, **changed).mean)
+
+
+def test_an_edited_file_is_computed_again(tmp_path: Path) -> None:
+    file, out = write(tmp_path / "a.h5", volume(2)), tmp_path / "out"
+    interrupt(file, 0.6, out=out, **FAST)
+    write(file, 3 * volume(2))
+    assert torch.equal(reconstruct(file, out=out, **FAST).mean, reconstruct(file, **FAST).mean)
+
+
+def test_an_edited_bart_pair_is_computed_again(tmp_path: Path) -> None:
+    from recon.io import cfl
+
+    base, out = tmp_path / "a", tmp_path / "out"  # named without an ending
+    cfl.write(base, volume(2), readout_axis=-2)
+    interrupt(base, 0.6, out=out, **FAST)
+    assert len(parts(out)) == 1
+    cfl.write(base, 3 * volume(2), readout_axis=-2, overwrite=True)
+    assert torch.equal(reconstruct(base, out=out, **FAST).mean, reconstruct(base, **FAST).mean)
+
+
+def test_scans_in_memory_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    """Nothing names them: their finished slices are not kept."""
+    first, second = (replace(load_scan(volume(2)), kspace=factor * volume(2)) for factor in (1, 3))
+    interrupt(first, 0.6, out=tmp_path, **FAST)
+    assert torch.equal(reconstruct(second, out=tmp_path, **FAST).mean, reconstruct(second, **FAST).mean)
+
+
+def load_scan(kspace: Tensor) -> MRIScan:
+    return replace(head((48, 40), coils=3), kspace=kspace)
+
+
+def test_denoisers_in_memory_are_not_taken_for_each_other(file: Path, tmp_path: Path) -> None:
+    class Other(Wiener):
+        def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+            return 0.5 * super().__call__(x, sigma)
+
+    Other.__name__ = "Wiener"
+    arguments = {**SAMPLER, "slices": (0, 2), "samples": 2}
+    interrupt(file, 0.6, out=tmp_path, **arguments)
+    arguments["prior"] = Other()
+    assert torch.equal(reconstruct(file, out=tmp_path, **arguments).samples, reconstruct(file, **arguments).samples)
+
+
+def test_results_that_are_there_are_refused_before_any_work(file: Path, tmp_path: Path) -> None:
+    class Untouched:
+        shape = (3, 3, 48, 40)
+
+        def __getitem__(self, index: slice, /) -> Tensor:
+            raise AssertionError("data were read")
+
+    reconstruct(file, out=tmp_path, **FAST)
+    before = {name: (tmp_path / name).read_bytes() for name in RESULT_NAMES}
+    scan = replace(load_scan(volume(1)), kspace=Untouched())
+    with pytest.raises(ResultExistsError, match="overwrite them or choose another folder"):
+        reconstruct(scan, out=tmp_path, **FAST)
+    assert {name: (tmp_path / name).read_bytes() for name in RESULT_NAMES} == before
+    other = reconstruct(file, out=tmp_path, overwrite=True, **{**FAST, "seed": 1})
+    assert torch.equal(stored(tmp_path), other.mean)
+
+
+def test_a_slice_of_nans_ends_the_run_in_one_line_and_leaves_no_result(tmp_path: Path) -> None:
+    kspace = volume(3)
+    kspace[2, 0, 3, 4] = torch.nan
+    file = write(tmp_path / "a.h5", kspace, mask=np.ones(40))
+    with pytest.raises(InputError, match="slice 2"):
+        reconstruct(file, out=tmp_path / "out", **FAST)
+    assert visible(tmp_path / "out") == set()
+
+
+def test_bad_settings_are_refused_before_the_file_is_looked_at(tmp_path: Path) -> None:
+    missing = tmp_path / "none.h5"
+    for arguments, message in [
+        ({"method": "magic"}, "unknown method 'magic'; expected one of zero-filled, rss, cg-sense, l1-wavelet, tv"),
+        ({"mask": "chequers"}, "expected one of random, equispaced"),
+        ({"samples": 0}, "samples: expected at least 1, got 0"),
+        ({"coils": 0}, "coils: expected at least 1, got 0"),
+        ({"sets": -1}, "sets: expected at least 1, got -1"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"device": "cuda:99"}, "device"),
+        ({"device": "toaster"}, "device"),
+        ({"method": "tv", "options": {"sparkle": 1}}, "unknown option 'sparkle'; expected among: regularization="),
+        ({"method": "tv", "options": {"iterations": 1.5}}, "option iterations expects int, got 1.5"),
+        ({"method": "tv", "options": {"iterations": True}}, "option iterations expects int, got True"),
+        (
+            {"method": "tv", "options": {"iterations": -1}},
+            "expects a finite number, 0 or more, got -1",
+        ),
+        ({"method": "tv", "options": {"regularization": float("nan")}}, "option regularization expects a finite"),
+        ({"method": "zero-filled", "options": {"iterations": 1}}, "expected among: none"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            reconstruct(missing, **arguments)
+        assert message in str(caught.value)
+    with pytest.raises(MissingFileError):
+        reconstruct(missing)
+
+
+def test_what_a_method_refuses_is_one_error_of_recon(file: Path) -> None:
+    with pytest.raises(InputError, match="expected one of haar, db2, db4, got 'sym4'"):
+        reconstruct(file, method="l1-wavelet", options={"wavelet": "sym4"})
+    with pytest.raises((InputError, MissingFileError), match="nobody"):
+        reconstruct(file, method="dds", prior="nobody")
+
+
+def test_finished_parts_are_written_whole_or_said_to_be_missing(tmp_path: Path) -> None:
+    """A full disk, as a limit on the size of files: one error of recon, and no part."""
+    code = (
+        "import resource, sys, torch; from pathlib import Path; from recon.partial import PartialResults\n"
+        "from recon.errors import WriteError\n"
+        "parts = PartialResults(Path(sys.argv[1]), {})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))\n"
+        "try: parts.save('a.pt', {'x': torch.zeros(100, 100)})\n"
+        "except WriteError as error: print(error)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "larger than allowed" in process.stdout
+    assert PartialResults(tmp_path, {}).load("a.pt") is None
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+# Whole processes
+
+
+def start(file: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "recon.cli", "reconstruct", str(file), "--out", str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_parts(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(parts(out)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_command_continues_where_it_stopped(tmp_path: Path) -> None:
+    """Interrupted in its second slice by Ctrl-C, killed in its third, then left to end."""
+    file, out = write(tmp_path / "head.h5", volume(4)), tmp_path / "out"
+    arguments = ("--method", "tv", "--set", "iterations=600", "--mask", "random", "--acceleration", "2")
+
+    process = start(file, out, *arguments)
+    wait_for_parts(process, out, 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "interrupted; the same command continues where it stopped"
+    assert "Traceback" not in errors
+    assert visible(out) == set()
+    kept = {path: path.stat().st_mtime_ns for path in parts(out)}
+    assert 1 <= len(kept) < 4
+
+    process = start(file, out, *arguments)
+    wait_for_parts(process, out, len(kept) + 1)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert visible(out) == set()
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in parts(out)}.items()  # not written again
+    assert all(torch.load(path, weights_only=True) for path in parts(out))
+
+    process = start(file, out, *arguments)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "results in" in output
+    assert visible(out) == set(RESULT_NAMES)
+    assert not (out / FOLDER).exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    options = {"iterations": 600}
+    whole = reconstruct(file, method="tv", options=options, mask="random", acceleration=2.0)
+    torch.set_num_threads(threads)
+    assert torch.allclose(stored(out), whole.mean, rtol=1e-5, atol=1e-5 * float(whole.mean.max()))
+
+
+def peak_memory(file: Path) -> int:
+    """Bytes that a run on a file needs at most, in a process of its own."""
+    code = (
+        "import sys, torch; from recon.pipeline import reconstruct; torch.set_num_threads(1)\n"
+        "reconstruct(sys.argv[1], method='zero-filled')\n"
+        "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0].split()[1])\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    return 1024 * int(process.stdout)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to read the peak memory of a process")
+def test_a_long_volume_needs_the_memory_of_a_short_one(tmp_path: Path) -> None:
+    """40 slices of 2 MiB are 72 MiB more of data than 4; results are small."""
+    kspace = head((512, 512), coils=1).kspace
+    peaks = []
+    for slices in (4, 40):
+        file = tmp_path / f"{slices}.h5"
+        with h5py.File(file, "w") as opened:
+            opened["mask"] = np.ones(512)
+            opened["reconstruction_rss"] = np.ones((slices, 32, 32), np.float32)  # the size of the image
+            dataset = opened.create_dataset("kspace", (slices, 1, 512, 512), np.complex64)
+            for i in range(slices):
+                dataset[i] = kspace[0]
+        peaks.append(peak_memory(file))
+    assert peaks[1] - peaks[0] < 24 * 2**20  # a third of the additional data; allocators keep some
