@@ -114,8 +114,8 @@ def main() -> None:
     rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     header = (
         "# Coverage of predictive intervals on measured scans\n\n"
-        f"`python -m benchmarks.coverage {' '.join(sys.argv[1:])}`, {peers.machine()['cpu']}, torch {torch.__version__}, "
-        f"prior {arguments.prior} {of['prior']}\n\n"
+        f"`python -m benchmarks.coverage {' '.join(sys.argv[1:])}`, {peers.machine()['cpu']}, "
+        f"torch {torch.__version__}, prior {arguments.prior} {of['prior']}\n\n"
         f"Percent of the object's pixels whose interval, made of {arguments.samples} samples, holds the reference, "
         "against what the interval is made for; width of the 90 % interval relative to the mean brightness of the "
         "object; PSNR of the mean (dB, scaled, in the object). Network evaluations and seconds are for one sample.\n\n"
