@@ -41,9 +41,11 @@ def dds(
     strength sigma_t^2 / sigma_y^2 of the paper, which keeps gamma at a constant.
 
     Under-dispersed: x0' is a point where p(x0 | x_t, y) has a spread, and what is lost there, the noise added next
-    does not bring back. With a Gaussian prior, where all is known in closed form, the samples hold 0.60 of the
-    posterior variance at eta 0, 0.46 at eta 0.9 and 0.34 at eta 1 (50 steps; 0.92, 0.67 and 0.47 with 1000 steps).
-    For intervals that hold, use `split_gibbs`.
+    does not bring back. With Gaussian priors, where all is known in closed form, the samples hold 0.63 of the posterior
+    variance at eta 0.9 and 0.45 at eta 1 (30 steps of `dds_levels`, one coil), and 0.4 to 0.6 with several coils. There
+    the mean is biased too where noise is kept, by 0.2 to 0.4 standard deviations at eta 0.9 and 0.6 to 1.2 at eta 0.5:
+    the predicted noise holds the prior's disagreement with the data (benchmarks/results/oracle.md). For intervals that
+    hold, use `split_gibbs`.
 
     Parameters
     ----------
