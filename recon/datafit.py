@@ -192,7 +192,8 @@ def data_fit(
     if fallback is not None:
         error_of_mean = error - spread / len(samples)
         error_of_fallback = (y - A(fallback)[..., mask]).abs().square()
-        ratio_to_fallback = math.sqrt(float(error_of_mean.sum() / error_of_fallback.sum()))
+        # An estimate of a square, whose expectation is not negative, may be.
+        ratio_to_fallback = math.sqrt(max(0.0, float(error_of_mean.sum() / error_of_fallback.sum())))
         p_not_worse = _wilcoxon(error_of_mean - error_of_fallback)
     return DataFit(
         z=z,

@@ -109,6 +109,13 @@ def test_false_alarms_come_at_the_stated_rate(right: Prior, count: int) -> None:
     assert sum(fit.ratio for fit in fits) / trials == pytest.approx(1, abs=0.03)
 
 
+def test_too_much_spread_is_no_error_of_the_mean(right: Prior) -> None:
+    """The error that more samples would remove may be estimated larger than the error that there is."""
+    ratios = [check(right, right, seed=seed, count=3, shrink=20.0).ratio_to_fallback for seed in range(6)]
+    assert all(ratio is not None and ratio >= 0 for ratio in ratios)
+    assert 0 in ratios  # of a sum of random sign: six positive ones have a chance of 2 %
+
+
 @pytest.mark.parametrize(
     ("wrong", "count", "least"),
     # A shift of few spatial frequencies is in few of the withheld places: with 8 samples it is seen mostly.
