@@ -179,15 +179,18 @@ def test_a_denoiser_of_the_users_own(file: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["arguments"]["prior"] == "Wiener"
 
 
-def test_samples_do_not_depend_on_their_number(file: Path) -> None:
-    """Nor on the batches they are drawn in, nor on the slices drawn before."""
+def test_samples_do_not_depend_on_their_number(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on the batches they are drawn in, nor on the slices drawn before; but on the seed."""
     few = reconstruct(file, slices=(1, 2), samples=2, **SAMPLER).samples
     many = reconstruct(file, slices=(0, 2), samples=10, **SAMPLER).samples
-    assert torch.allclose(many[1:, :2], few, rtol=1e-4, atol=1e-5 * float(few.max()))  # float32 in other batch sizes
+    monkeypatch.setattr("recon.pipeline._BATCH", 3)
+    other_batches = reconstruct(file, slices=(1, 2), samples=10, **SAMPLER).samples
+    tolerance = {"rtol": 1e-4, "atol": 1e-5 * float(few.max())}  # float32 in batches of other sizes
+    assert torch.allclose(many[1:, :2], few, **tolerance)
+    assert torch.allclose(many[1:], other_batches, **tolerance)
     assert not torch.allclose(many[1, 8], many[1, 0], rtol=0.01)
-    other = reconstruct(file, slices=(1, 2), samples=2, seed=1, **{**SAMPLER, "mask": None}).samples
-    same = reconstruct(file, slices=(1, 2), samples=2, seed=0, **{**SAMPLER, "mask": None}).samples
-    assert not torch.equal(other, same)
+    fixed_mask = {**SAMPLER, "mask": None, "slices": (1, 2), "samples": 2}
+    assert not torch.equal(reconstruct(file, **fixed_mask).samples, reconstruct(file, seed=1, **fixed_mask).samples)
 
 
 def test_every_sampler_has_a_schedule() -> None:
@@ -453,7 +456,12 @@ def peak_memory(file: Path) -> int:
         "reconstruct(sys.argv[1], method='zero-filled')\n"
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0].split()[1])\n"
     )
-    process = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+    }  # what is freed goes back, and does not blur the peak
+    command = [sys.executable, "-c", code, str(file)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return 1024 * int(process.stdout)
 
 
@@ -471,4 +479,4 @@ def test_a_long_volume_needs_the_memory_of_a_short_one(tmp_path: Path) -> None:
             for i in range(slices):
                 dataset[i] = kspace[0]
         peaks.append(peak_memory(file))
-    assert peaks[1] - peaks[0] < 24 * 2**20  # a third of the additional data; allocators keep some
+    assert peaks[1] - peaks[0] < 16 * 2**20  # a fifth of the additional data; 1 to 3 MiB
