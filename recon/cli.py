@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ def main() -> None:
 
     # Waiting threads spin for a moment only: on a busy machine long spinning makes two threads slower than one.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    warnings.showwarning = lambda message, *_: Console(stderr=True, soft_wrap=True).print(
+        f"[bold red]warning:[/] {_plain(str(message))}"
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # temporary files go away as they do on Ctrl-C
     try:
         app()
@@ -65,6 +69,9 @@ def reconstruct(
     coils: Annotated[int | None, typer.Option(help="Compress to so many virtual coils.")] = None,
     sets: Annotated[int, typer.Option(help="ESPIRiT map sets; 2 if the object exceeds the field of view.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    check: Annotated[
+        bool, typer.Option(help="For samplers: look if the prior suits the data (costs 4 samples of one slice).")
+    ] = True,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("reconstruction"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
     complex_image: Annotated[bool, typer.Option("--complex", help="Save the complex image too.")] = False,
@@ -87,14 +94,20 @@ def reconstruct(
             coils=coils,
             sets=sets,
             device=device,
+            check=check,
             out=out,
             overwrite=overwrite,
             complex_image=complex_image,
             progress=progress,
         )
     for note in result.run["notes"]:
-        console.print(_plain(note), style="dim", soft_wrap=True)
-    console.print(f"true acceleration {result.run['acceleration']:.2f}, {result.run['timings_s']['method']:.1f} s")
+        console.print(_plain(note), style="bold red" if note.startswith("WARNING") else "dim", soft_wrap=True)
+    cost = f"{result.run['timings_s']['method']:.1f} s"
+    if result.run["evaluations"]:
+        cost += f" at {result.run['evaluations']} network evaluations a sample"
+    if "check" in result.run["timings_s"]:
+        cost += f", and {result.run['timings_s']['check']:.1f} s for the check of the prior"
+    console.print(f"true acceleration {result.run['acceleration']:.2f}, {cost}")
     if result.metrics:
         console.print(metrics_table({method: result.metrics}))
     console.print(f"results in {out}/", soft_wrap=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -17,15 +16,15 @@ from operators.masks import mask_function
 from priors.denoiser import Denoiser
 
 from . import io, mri
-from .errors import InputError, MissingFileError, ReconError
+from .apply import Images, apply_method
+from .checks import SAMPLES, Check, check_data_fit
+from .errors import InputError, MissingFileError
 from .io import cfl
 from .io.atomic import result_folder
 from .io.writers import RESULT_NAMES
-from .likelihood import Gaussian
-from .methods import SCHEDULES, inputs_of, method_named, options_of
+from .methods import inputs_of, method_named
 from .methods.zero_filled import zero_filled
 from .mri import MRIScan
-from .noise import Noise
 from .partial import PartialResults
 from .posterior import magnitude
 from .result import Reconstruction, SliceResult, assemble
@@ -34,8 +33,7 @@ from .settings import Settings
 Progress = Callable[[str, float], None]
 """Called with what is being done and the fraction of the whole run that is done."""
 
-# Samples drawn in one batch, and pixels that go through a network at a time: they bound the memory, not the result.
-_BATCH = 8
+# Pixels that go through a network at a time: they bound the memory, not the result.
 _NETWORK_PIXELS = 2**19
 
 
@@ -54,6 +52,7 @@ def reconstruct(
     coils: int | None = None,
     sets: int = 1,
     device: str = "cpu",
+    check: bool = True,
     out: str | Path | None = None,
     overwrite: bool = False,
     complex_image: bool = False,
@@ -64,9 +63,9 @@ def reconstruct(
     Parameters
     ----------
     scan : a scan, or the file of one (see recon.io.load).
-    method ... device : see recon.settings.Settings. `prior` may also be a denoiser of your own.
+    method ... check : see recon.settings.Settings. `prior` may also be a denoiser of your own.
     out : folder for the results. What an interrupted run had finished is kept there, and the same call continues it,
-        if the scan is a file and the prior has a name: nothing tells one in memory from another.
+        if the scan is a file and the prior has a card: nothing else tells one in memory from another.
     overwrite : replace results that are there.
     complex_image : save the complex image too.
     progress : called as the work goes on.
@@ -89,20 +88,25 @@ def reconstruct(
         coils=coils,
         sets=sets,
         device=device,
+        check=check,
     )
-    settings.check()
+    settings.validate()
     path = None if isinstance(scan, MRIScan) else Path(scan)
     scan = scan if isinstance(scan, MRIScan) else io.load(scan)
     folder = None if out is None else Path(out)
     staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
     with staging as target:
         denoiser, card = _prior(prior, settings)
-        named = path is not None and (denoiser is None or isinstance(prior, str))
-        run_key = {**asdict(settings), "file": _signature(path), "prior": card}
+        named = path is not None and (denoiser is None or card is not None)
+        # What was finished is as good with a check as without.
+        run_key = {**asdict(replace(settings, check=True)), "file": _signature(path), "prior": card}
         parts = PartialResults(folder if named else None, run_key)
         run = _Run(scan, settings, denoiser, parts, progress)
+        checked = run.check()
+        if checked is not None and checked.warning:
+            warnings.warn(checked.statement.removeprefix("WARNING: "), stacklevel=2)
         results = [run.slice(index) for index in run.indices]
-        result = assemble(results, scan=scan, settings=settings, mask=run.mask, path=path, card=card)
+        result = assemble(results, scan=scan, settings=settings, mask=run.mask, path=path, card=card, check=checked)
         if target is not None:
             result.write(target, complex_image=complex_image)
     parts.clear()
@@ -124,21 +128,54 @@ class _Run:
         if not 0 <= first < last <= len(self.scan):
             raise InputError(f"slices: expected a range within 0:{len(self.scan)}, got {first}:{last}")
         self.indices = range(first, last)
+        self.checks = self.settings.check and "rng" in inputs_of(method_named(self.settings.method))
         self.mask = _draw_mask(self.settings, self.scan.shape)
         middle = len(self.scan) // 2  # of all slices: none depends on which others are asked for
         self.noise = mri.noise_of(self._undersampled(self._read(middle)))
+
+    def check(self) -> Check | None:
+        """Whether the prior suits the data, looked at in the middle slice before any other work."""
+        if not self.checks:
+            return None
+        index = self.indices[len(self.indices) // 2]
+        prepared = self._prepare(self._undersampled(self._read(index)))
+        report = self._reporter("checking the prior", 0, SAMPLES)
+
+        def apply(prepared: mri.PreparedMRI, settings: Settings, name: str) -> Images:
+            return apply_method(
+                prepared,
+                settings,
+                self.denoiser,
+                stream=(settings.seed, index, 1),
+                parts=self.parts,
+                name=f"check-{index:04d}-{name}",
+                report=report if name == "samples" else lambda _: None,
+            )
+
+        return check_data_fit(prepared, self.settings, apply, slice_index=index)
 
     def slice(self, index: int) -> SliceResult:
         """Reconstruct one slice."""
         scan = self._read(index)
         prepared = self._prepare(self._undersampled(scan))
-        likelihood = mri.likelihood(prepared)
-        x, seconds = self._run_method({"likelihood": likelihood, "scan": prepared, "denoiser": self.denoiser}, index)
+        done, samples = self.indices.index(index), self.settings.samples
+        images = apply_method(
+            prepared,
+            self.settings,
+            self.denoiser,
+            stream=(self.settings.seed, index),
+            parts=self.parts,
+            name=f"slice-{index:04d}",
+            report=self._reporter(
+                f"slice {done + 1} of {len(self.indices)}", SAMPLES * self.checks + done * samples, samples
+            ),
+        )
         return SliceResult(
-            samples=prepared.image(x)[:, 0],
-            zero_filled=_zero_filled(prepared, likelihood),
+            samples=prepared.image(images.x)[:, 0],
+            zero_filled=_zero_filled(prepared),
             reference=self._reference(scan),
-            seconds=seconds,
+            seconds=images.seconds,
+            evaluations=images.evaluations,
             notes=prepared.notes,
         )
 
@@ -155,66 +192,21 @@ class _Run:
     def _reference(self, scan: MRIScan) -> Tensor | None:
         """Of fully sampled data the combination of its coil images with maps of all the data; else that of the file."""
         if self.mask is not None and scan.fully_sampled:
-            prepared = self._prepare(scan)
-            return _zero_filled(prepared, mri.likelihood(prepared))
+            return _zero_filled(self._prepare(scan))
         return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
 
-    def _run_method(self, given: dict[str, Any], index: int) -> tuple[Tensor, float]:
-        """Images (sample, slice, set, y, x) and the seconds they took; a batch of samples is kept once it is done."""
-        settings, method = self.settings, method_named(self.settings.method)
-        names = inputs_of(method)
-        if "sigmas" in names:
-            given["sigmas"] = SCHEDULES[settings.method](given["likelihood"], given["denoiser"], settings.steps)
-        count = settings.samples if "rng" in names else 1
-        images, seconds = [], 0.0
-        for first in range(0, count, _BATCH):
-            ids = range(first, min(first + _BATCH, count))
-            name = f"slice-{index:04d}-samples-{ids[0]:04d}-{ids[-1]:04d}.pt"
-            self._report(index, first / count)
-            part = self.parts.load(name)
-            if part is None:
-                start = time.perf_counter()
-                given["rng"] = Noise((settings.seed, index), ids)
-                arguments = {key: given[key] for key in names} | settings.options
-                if "callback" in inspect.signature(method).parameters:
-                    steps = (
-                        len(given["sigmas"]) - 1
-                        if "sigmas" in names
-                        else (options_of(method) | settings.options)["iterations"]
-                    )
-                    arguments["callback"] = self._reporter(index, ids, count, steps)
-                x = _call(method, arguments)
-                part = {"x": x if "rng" in names else x[None], "seconds": time.perf_counter() - start}
-                self.parts.save(name, part)
-            images.append(part["x"].to(settings.device))
-            seconds += part["seconds"]
-            self._report(index, (ids[-1] + 1) / count)
-        return torch.cat(images), seconds
-
-    def _reporter(self, index: int, ids: range, count: int, steps: int) -> Callable[[int, Tensor], None]:
-        """Callback of a method that draws the samples `ids`, out of `count`, in so many steps."""
-        return lambda step, _: self._report(index, (ids[0] + len(ids) * min(1.0, (step + 1) / steps)) / count)
-
-    def _report(self, index: int, done: float) -> None:
-        """Tell what fraction of the run is done, given that of a slice."""
-        if self.progress is not None:
-            slices_done, slices = self.indices.index(index), len(self.indices)
-            self.progress(f"slice {slices_done + 1} of {slices}", (slices_done + done) / slices)
+    def _reporter(self, what: str, before: int, work: int) -> Callable[[float], None]:
+        """Tells what fraction of the run is done, given that of a part of it; work is counted in samples."""
+        total = SAMPLES * self.checks + len(self.indices) * self.settings.samples
+        progress = self.progress
+        if progress is None:
+            return lambda done: None
+        return lambda done: progress(what, (before + work * done) / total)
 
 
-def _zero_filled(prepared: mri.PreparedMRI, likelihood: Gaussian) -> Tensor:
+def _zero_filled(prepared: mri.PreparedMRI) -> Tensor:
     """The image of a slice that is shown, (*spatial) magnitude."""
-    return magnitude(prepared.image(zero_filled(likelihood))[0], ndim=prepared.mask.ndim)
-
-
-def _call(method: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
-    """A method's result; what it refuses is an input error."""
-    try:
-        return method(**arguments)
-    except ReconError:
-        raise
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return magnitude(prepared.image(zero_filled(mri.likelihood(prepared)))[0], ndim=prepared.mask.ndim)
 
 
 def _draw_mask(settings: Settings, shape: tuple[int, ...]) -> Tensor | None:

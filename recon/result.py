@@ -14,6 +14,8 @@ from torch import Tensor
 from operators.masks import acceleration
 
 from . import metrics
+from .checks import Check
+from .datafit import DataFit
 from .io.atomic import result_folder
 from .io.panel import write_panel
 from .io.writers import (
@@ -27,7 +29,7 @@ from .io.writers import (
     write_run,
     write_submission,
 )
-from .methods import inputs_of, method_named
+from .methods import CAVEATS, inputs_of, method_named
 from .mri import MRIScan
 from .posterior import magnitude, summarize
 from .settings import Settings
@@ -42,6 +44,7 @@ class SliceResult:
     samples : (sample, set, y, x) complex; one for methods that draw none. Volumes have (z, y, x) throughout.
     zero_filled, reference : (y, x) magnitude; the latter None if there is none.
     seconds : that the method took.
+    evaluations : of the network for each sample, 0 without one.
     notes : sentences on the preparation.
     """
 
@@ -49,6 +52,7 @@ class SliceResult:
     zero_filled: Tensor
     reference: Tensor | None
     seconds: float
+    evaluations: int
     notes: tuple[str, ...]
 
 
@@ -70,6 +74,7 @@ class Reconstruction:
     run : what reproduces it (arguments, seed, versions, checksums), with timings and notes.
     voxel_size : mm along (z, y, x).
     header : texts of the file, to be written back.
+    data_fit : how the prior suits the data, None if that was not checked.
     """
 
     mean: Tensor
@@ -85,6 +90,7 @@ class Reconstruction:
     run: dict[str, Any]
     voxel_size: tuple[float, float, float]
     header: Mapping[str, str]
+    data_fit: DataFit | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False, complex_image: bool = False) -> None:
         """Write reconstruction.h5 (fastMRI layout), reconstruction.nii.gz, panel.png and run.json.
@@ -144,6 +150,7 @@ def assemble(
     mask: Tensor | None,
     path: Path | None,
     card: Mapping[str, Any] | None,
+    check: Check | None,
 ) -> Reconstruction:
     """Slices to volumes, their maps, metrics and the record of the run."""
     to_image = partial(magnitude, ndim=len(scan.shape))
@@ -152,7 +159,7 @@ def assemble(
     mean = _volume([posterior.mean for posterior in posteriors])
     reference = _volume_if_any([result.reference for result in results])
     measured = scan.mask if mask is None else scan.mask & mask.cpu()
-    statement = first.statement if "rng" in inputs_of(method_named(settings.method)) else ""
+    statement = f"{first.statement} {CAVEATS.get(settings.method, '')}".strip() if _samples(settings) else ""
     shown = torch.stack([to_image(p.samples).movedim(0, -3) for p in posteriors]).flatten(0, -4)
     quality = {} if reference is None else measure(reference, mean)
     run = run_record(
@@ -160,12 +167,14 @@ def assemble(
         seed=settings.seed,
         device=settings.device,
         input_path=path,
-        timings={"method": sum(result.seconds for result in results)},
+        timings={"method": sum(result.seconds for result in results)} | ({"check": check.seconds} if check else {}),
         metrics=quality,
-        notes=[note for note in (*results[0].notes, statement) if note],
+        notes=[note for note in (*results[0].notes, statement, check.statement if check else "") if note],
     )
     run["acceleration"] = acceleration(measured)
     run["prior"] = card
+    run["evaluations"] = results[0].evaluations  # for each sample of each slice
+    run["data_fit"] = check.record() if check else None
     return Reconstruction(
         mean=mean,
         complex_mean=_volume([p.sample_mean[0] for p in posteriors]) if settings.sets == 1 else None,
@@ -180,6 +189,7 @@ def assemble(
         run=run,
         voxel_size=scan.voxel_size,
         header=scan.header,
+        data_fit=check.fit if check else None,
     )
 
 
@@ -194,6 +204,11 @@ def measure(reference: Tensor, image: Tensor) -> dict[str, float]:
         "ssim_scaled": metrics.ssim_scaled(reference, image, inside),
         "nmse_scaled": metrics.nmse_scaled(reference, image, inside),
     }
+
+
+def _samples(settings: Settings) -> bool:
+    """Whether the method draws samples."""
+    return "rng" in inputs_of(method_named(settings.method))
 
 
 def _volume(parts: Sequence[Tensor]) -> Tensor:

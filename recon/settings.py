@@ -27,6 +27,7 @@ class Settings:
     coils : virtual coils to compress to, None for all.
     sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
     device : where to compute, "cpu" or "cuda".
+    check : for methods that draw samples: whether to look if the prior suits the data. It costs 4 samples of one slice.
     """
 
     method: str = "l1-wavelet"
@@ -41,8 +42,9 @@ class Settings:
     coils: int | None = None
     sets: int = 1
     device: str = "cpu"
+    check: bool = True
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise InputError for what can be refused before any data are read."""
         check_options(self.method, self.options)
         for name in ("samples", "steps", "coils", "sets"):

@@ -40,6 +40,13 @@ SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
 }
 """The noise levels of a sampler, given the likelihood, the denoiser and the number of steps (None: its own)."""
 
+_UNDER_DISPERSED = (
+    "{} is under-dispersed: where the posterior is known (Gaussian priors) its samples hold 0.4 to 0.6 of its "
+    "variance, so that std map and intervals are too narrow; split-gibbs holds all of it."
+)
+CAVEATS: dict[str, str] = {"dds": _UNDER_DISPERSED.format("DDS"), "dds-hard": _UNDER_DISPERSED.format("DDS")}
+"""What a user must know of the spread of a sampler's draws (see benchmarks/results/oracle.md)."""
+
 INPUTS = ("likelihood", "scan", "denoiser", "sigmas", "rng")
 
 

@@ -1,0 +1,120 @@
+"""One method on prepared data: what it needs by name, samples in batches, each batch kept once it is done."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from priors.denoiser import Denoiser
+
+from . import mri
+from .errors import InputError, ReconError
+from .methods import SCHEDULES, inputs_of, method_named, options_of
+from .methods.diffusion import Counted
+from .noise import Noise
+from .partial import PartialResults
+from .settings import Settings
+
+# Samples drawn in one batch: it bounds the memory and what an interruption loses, not the result.
+BATCH = 8
+
+Report = Callable[[float], None]
+"""Called with the fraction that is done, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a method made.
+
+    Parameters
+    ----------
+    x : (sample, slice, set, y, x); one sample for methods that draw none.
+    seconds : that it took.
+    evaluations : of the network for each sample; 0 without one.
+    """
+
+    x: Tensor
+    seconds: float
+    evaluations: int
+
+
+def apply_method(
+    prepared: mri.PreparedMRI,
+    settings: Settings,
+    denoiser: Denoiser | None,
+    *,
+    stream: tuple[int, ...],
+    parts: PartialResults,
+    name: str,
+    report: Report,
+) -> Images:
+    """The images of the method, options, samples and steps in `settings`.
+
+    Parameters
+    ----------
+    stream : names the random numbers; sample i of a stream is the same whatever the batch.
+    parts, name : where finished batches are kept, and the name of this call there.
+    report : is told how much is done.
+
+    Raises
+    ------
+    InputError
+        If the method refuses the data or its options.
+    """
+    samples = settings.samples if "rng" in inputs_of(method_named(settings.method)) else 1
+    given = {"likelihood": mri.likelihood(prepared), "scan": prepared, "denoiser": denoiser}
+    images, seconds, evaluations = [], 0.0, 0
+    for first in range(0, samples, BATCH):
+        ids = range(first, min(first + BATCH, samples))
+        file = f"{name}-samples-{ids[0]:04d}-{ids[-1]:04d}.pt"
+        report(first / samples)
+        part = parts.load(file)
+        if part is None:
+            part = _batch(
+                given | {"rng": Noise(stream, ids)}, settings, _within(report, first / samples, len(ids) / samples)
+            )
+            parts.save(file, part)
+        images.append(part["x"].to(prepared.kspace.device))
+        seconds += part["seconds"]
+        evaluations = part["evaluations"]  # of each sample: the same in all batches
+    report(1.0)
+    return Images(torch.cat(images), seconds, evaluations)
+
+
+def _batch(given: dict[str, Any], settings: Settings, report: Report) -> dict[str, Any]:
+    """One batch of samples, with the time and the network evaluations that it took."""
+    method = method_named(settings.method)
+    names = inputs_of(method)
+    counted = None
+    if "sigmas" in names:
+        given["sigmas"] = SCHEDULES[settings.method](given["likelihood"], given["denoiser"], settings.steps)
+    if "denoiser" in names:
+        given["denoiser"] = counted = Counted(given["denoiser"])
+    arguments = {key: given[key] for key in names} | settings.options
+    if "callback" in inspect.signature(method).parameters:
+        options = options_of(method) | settings.options
+        steps = len(given["sigmas"]) - 1 if "sigmas" in names else options["iterations"]
+        arguments["callback"] = lambda step, _: report(min(1.0, (step + 1) / steps))
+    start = time.perf_counter()
+    try:
+        x = method(**arguments)
+    except ReconError:
+        raise
+    except ValueError as error:  # an operator's refusal
+        raise InputError(str(error)) from error
+    return {
+        "x": x if "rng" in names else x[None],
+        "seconds": time.perf_counter() - start,
+        "evaluations": 0 if counted is None else counted.evaluations,
+    }
+
+
+def _within(report: Report, start: float, share: float) -> Report:
+    """Reports a part of the whole."""
+    return lambda done: report(start + share * done)
