@@ -183,7 +183,7 @@ def test_samples_do_not_depend_on_their_number(file: Path, monkeypatch: pytest.M
     """Nor on the batches they are drawn in, nor on the slices drawn before; but on the seed."""
     few = reconstruct(file, slices=(1, 2), samples=2, **SAMPLER).samples
     many = reconstruct(file, slices=(0, 2), samples=10, **SAMPLER).samples
-    monkeypatch.setattr("recon.pipeline._BATCH", 3)
+    monkeypatch.setattr("recon.apply.BATCH", 3)
     other_batches = reconstruct(file, slices=(1, 2), samples=10, **SAMPLER).samples
     tolerance = {"rtol": 1e-4, "atol": 1e-5 * float(few.max())}  # float32 in batches of other sizes
     assert torch.allclose(many[1:, :2], few, **tolerance)
