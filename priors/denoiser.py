@@ -314,7 +314,7 @@ class chunked:
         done: list[Tensor] = []
         start = 0
         while start < len(images):
-            count = max(1, self.max_pixels // images[0].numel())
+            count = min(max(1, self.max_pixels // images[0].numel()), len(images) - start)
             piece = slice(start, start + count)
             try:
                 done.append(self.denoise(images[piece], sigmas[piece]))

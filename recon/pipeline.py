@@ -97,7 +97,7 @@ def reconstruct(
     staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
     with staging as target:
         denoiser, card = _prior(prior, settings)
-        named = path is not None and (denoiser is None or card is not None)
+        named = path is not None and (denoiser is None or bool(card))
         # What was finished is as good with a check as without.
         run_key = {**asdict(replace(settings, check=True)), "file": _signature(path), "prior": card}
         parts = PartialResults(folder if named else None, run_key)
