@@ -182,7 +182,8 @@ def prepare(
     if noise is None:
         noise = noise_of(scan)
     factor = noise_factor(noise.covariance)
-    scale = intensity_scale(kspace, len(scan.shape))
+    crop_to = tuple(min(n, m) for n, m in zip(scan.recon_shape or scan.shape, scan.shape, strict=True))
+    scale = intensity_scale(kspace, crop_to)
     measured, mask = _crop_readout(kspace, scan)
     kspace = apply_coil_matrix(whitener(noise.covariance), measured, coil_axis=coil_axis)
     if coils is not None and coils < scan.coils:
@@ -191,13 +192,12 @@ def prepare(
         factor = factor @ compression.mH
     maps = _sensitivities(_calibration(kspace, mask), mask.shape, sets=sets, crop=crop)
     maps = scale * as_measured(maps, factor, _calibration(measured, mask), coil_axis=coil_axis, axis=positions)
-    final = scan.recon_shape or scan.shape
     return PreparedMRI(
         kspace=kspace,
         mask=mask,
         sens_maps=maps,
         scale=scale,
-        crop=tuple(min(n, m) for n, m in zip(final, mask.shape, strict=True)),
+        crop=crop_to,
         measured=measured,
         notes=(f"sampled: {scan.mask_source}", noise.source, *scan.notes),
     )
@@ -208,29 +208,34 @@ def likelihood(prepared: PreparedMRI) -> Gaussian:
     return Gaussian(sense(prepared.mask, prepared.sens_maps), prepared.kspace)
 
 
-# The narrowest fully sampled centre that masks leave; scales from it do not depend on the mask.
+# Samples across the final image's own k-space: the narrowest fully sampled centre that masks leave, so that scales from
+# it do not depend on the mask.
 _SCALE_WIDTH = 8
 # 99th percentile of the magnitude over that of the image from the centre alone, median of head images.
 _SCALE_FACTOR = 1.6
 
 
-def intensity_scale(kspace: Tensor, ndim: int) -> float:
-    """About the 99th percentile of the magnitude image, from the central 8 samples along each axis alone.
+def intensity_scale(kspace: Tensor, shape: Sequence[int]) -> float:
+    """About the 99th percentile of the magnitude image, from the centre of k-space alone.
+
+    The centre is that of 8 samples along each axis of the final image. Where the field of view is larger than that
+    image (readout oversampling) these are more samples in as many cycles, and what is cropped does not count.
 
     Parameters
     ----------
     kspace : (slice, coil, *spatial) complex, as measured.
+    shape : size of the final image, within k-space.
 
     Raises
     ------
     InputError
         If the centre of k-space is zero.
     """
-    axes = tuple(range(-ndim, 0))
-    block = (_SCALE_WIDTH,) * ndim
+    axes, sizes = tuple(range(-len(shape), 0)), kspace.shape[-len(shape) :]
+    block = tuple(min(n, round(_SCALE_WIDTH * n / m)) for n, m in zip(sizes, shape, strict=True))
     low = torch.zeros_like(kspace)
     centre(low, block).copy_(centre(kspace, block))
-    image = torch.linalg.vector_norm(ifftc(low, axes), dim=-ndim - 1)
+    image = centre(torch.linalg.vector_norm(ifftc(low, axes), dim=-len(shape) - 1), shape)
     scale = _SCALE_FACTOR * float(torch.quantile(image.flatten()[:: max(1, image.numel() // 2**20)], 0.99))
     if not scale > 0:
         raise InputError("k-space: expected signal at its centre, got zeros; is the origin at index n // 2?")

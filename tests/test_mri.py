@@ -168,7 +168,17 @@ def test_the_scale_is_that_of_the_full_data(kind: str) -> None:
 def test_the_scale_is_that_of_bright_tissue() -> None:
     shown = torch.linalg.vector_norm(coil_images(head((128, 128), coils=1)), dim=0)
     # Made for heads on average: fat beside a coil may be brighter.
-    assert 0.5 < intensity_scale(head((128, 128), coils=1).kspace, 2) / float(shown.quantile(0.99)) < 2
+    assert 0.5 < intensity_scale(head((128, 128), coils=1).kspace, (128, 128)) / float(shown.quantile(0.99)) < 2
+
+
+def test_short_axes_have_a_scale() -> None:
+    """Fewer samples than the centre is wide: a thin slab, a narrow image."""
+    kspace = head((64, 64), coils=2).kspace
+    narrow = centre(kspace, (64, 6))
+    assert intensity_scale(narrow, (64, 6)) > 0
+    slab = torch.stack(4 * [kspace], -3)
+    # Four equal samples along z are one plane of 4 / sqrt(4) among dark ones: its 96th percentile is theirs of 99.
+    assert intensity_scale(slab, (4, 64, 64)) == pytest.approx(2 * intensity_scale(kspace, (64, 64)), rel=0.1)
 
 
 # Fields of view
@@ -193,6 +203,8 @@ def test_readout_oversampling_is_removed(shape: tuple[int, int]) -> None:
     assert cropped.kspace.shape == plain.kspace.shape
     assert cropped.mask.shape == shape
     assert psnr(image(cropped), image(plain)) > 100  # float32 rounding
+    # The width of the centre is rounded to whole samples; a larger field of view alone would give a factor of 0.9.
+    assert cropped.scale == pytest.approx(plain.scale, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["random", "poisson"])
