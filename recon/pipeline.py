@@ -181,7 +181,8 @@ class _Run:
 
     def _read(self, index: int) -> MRIScan:
         scan, device = self.scan[index : index + 1], self.settings.device
-        return replace(scan, kspace=torch.as_tensor(scan.kspace[:]).to(device), mask=scan.mask.to(device))
+        noise = None if scan.noise is None else scan.noise.to(device)
+        return replace(scan, kspace=torch.as_tensor(scan.kspace[:]).to(device), mask=scan.mask.to(device), noise=noise)
 
     def _undersampled(self, scan: MRIScan) -> MRIScan:
         return scan if self.mask is None else mri.undersample(scan, self.mask.to(scan.mask.device))

@@ -43,6 +43,10 @@ def write(path: Path, kspace: Tensor | np.ndarray, **datasets: np.ndarray) -> Pa
     return path
 
 
+def in_memory(kspace: Tensor) -> MRIScan:
+    return replace(head((48, 40), coils=3), kspace=kspace)
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("scan") / "head.h5", volume(3))
@@ -150,6 +154,16 @@ def test_a_volume_of_three_axes(tmp_path: Path) -> None:
     )
     assert less.reference.shape == less.mean.shape == (12, 32, 28)
     assert less.metrics["psnr_scaled"] > 20
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["zero-filled", "rss", "cg-sense", "l1-wavelet", "tv"])
+def test_a_gpu_gives_the_same_image(method: str) -> None:
+    noise = 0.01 * 2**0.5 * torch.randn(3, 5000, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    scan = replace(in_memory(volume(1)), noise=noise)
+    cpu, gpu = (reconstruct(scan, method=method, mask="random", device=device) for device in ("cpu", "cuda"))
+    assert gpu.mean.device.type == "cpu"
+    assert (gpu.mean - cpu.mean).norm() < 1e-3 * cpu.mean.norm()  # float32 sums in another order, over the iterations
 
 
 # Samplers
@@ -302,13 +316,9 @@ def test_an_edited_bart_pair_is_computed_again(tmp_path: Path) -> None:
 
 def test_scans_in_memory_are_not_taken_for_each_other(tmp_path: Path) -> None:
     """Nothing names them: their finished slices are not kept."""
-    first, second = (replace(load_scan(volume(2)), kspace=factor * volume(2)) for factor in (1, 3))
+    first, second = (in_memory(factor * volume(2)) for factor in (1, 3))
     interrupt(first, 0.6, out=tmp_path, **FAST)
     assert torch.equal(reconstruct(second, out=tmp_path, **FAST).mean, reconstruct(second, **FAST).mean)
-
-
-def load_scan(kspace: Tensor) -> MRIScan:
-    return replace(head((48, 40), coils=3), kspace=kspace)
 
 
 def test_denoisers_in_memory_are_not_taken_for_each_other(file: Path, tmp_path: Path) -> None:
@@ -332,7 +342,7 @@ def test_results_that_are_there_are_refused_before_any_work(file: Path, tmp_path
 
     reconstruct(file, out=tmp_path, **FAST)
     before = {name: (tmp_path / name).read_bytes() for name in RESULT_NAMES}
-    scan = replace(load_scan(volume(1)), kspace=Untouched())
+    scan = replace(in_memory(volume(1)), kspace=Untouched())
     with pytest.raises(ResultExistsError, match="overwrite them or choose another folder"):
         reconstruct(scan, out=tmp_path, **FAST)
     assert {name: (tmp_path / name).read_bytes() for name in RESULT_NAMES} == before
