@@ -61,6 +61,31 @@ def test_no_kspace_lists_what_there_is(tmp_path: Path) -> None:
     assert "nothing" in refusal(hdf5(tmp_path / "b.h5"))
     np.savez(tmp_path / "c.npz", ksp=kspace(1, 2, 4, 4))
     assert "ksp" in refusal(tmp_path / "c.npz")
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file.create_group("kspace")
+    assert "a dataset 'kspace'" in refusal(tmp_path / "d.h5")
+
+
+def test_a_header_without_numbers_is_noted(tmp_path: Path) -> None:
+    text = "<a><encodedSpace><matrixSize><x>8.0</x><y>8</y><z>1</z></matrixSize><fieldOfView_mm><x>1</x><y>1</y>"
+    text += "<z>1</z></fieldOfView_mm></encodedSpace></a>"
+    scan = load(hdf5(tmp_path / "a.h5", kspace=kspace(1, 2, 8, 8), ismrmrd_header=text))
+    assert any("header cannot be read" in note for note in scan.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("readout_axis", "y"),
+        ("readout_axis", [-1]),
+        ("recon_shape", 4),
+        ("recon_shape", [0.5, 4]),
+        ("voxel_size", ["a", "b", "c"]),
+    ],
+)
+def test_companions_of_another_kind_in_npz(tmp_path: Path, key: str, value: object) -> None:
+    np.savez(tmp_path / "a.npz", kspace=kspace(1, 2, 8, 8), **{key: np.array(value)})
+    assert key in refusal(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 1, 2, 8, 8), (0, 2, 8, 8)])
@@ -174,4 +199,7 @@ def test_bad_companions_of_kspace() -> None:
         from_arrays(data, recon_shape=(9, 8))
     scan = from_arrays(data, reference=np.ones((5, 8, 8)))
     assert scan.reference is None
-    assert "5 slices" in scan.notes[-1]
+    assert "it is (5, 8, 8) and the image is (2, 8, 8)" in scan.notes[-1]
+    assert from_arrays(data, reference=np.ones((2, 9, 8))).reference is None
+    assert from_arrays(data, reference=np.ones((2, 8, 8)), recon_shape=(4, 8)).reference is None
+    assert from_arrays(data, reference=np.ones((2, 4, 8)), recon_shape=(4, 8)).reference is not None

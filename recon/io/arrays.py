@@ -73,7 +73,8 @@ def from_arrays(
     mask : True where sampled, over all spatial axes or over the last one alone. None: from zeros, which is said in
         `mask_source` and `notes`.
     acquirable : as `mask`, what the scanner could sample at most (everything but padding); None for everything.
-    readout_axis, recon_shape, voxel_size, noise, reference, name, header, notes : as in MRIScan.
+    readout_axis, recon_shape, voxel_size, noise, reference, name, header, notes : as in MRIScan. A reference of another
+        size than the image is left out, and that is noted.
 
     Raises
     ------
@@ -111,15 +112,17 @@ def from_arrays(
             remarks.append("K-space is not zero outside the mask; what lies outside was set to zero.")
         limit = torch.ones(spatial, dtype=torch.bool) if acquirable is None else as_mask(acquirable, spatial, name)
         fully_sampled, masked = bool((sampled >= limit).all()), sampled
-    if reference is not None and reference.shape[0] != shape[0]:
-        remarks.append(f"The reference was left out: it has {reference.shape[0]} slices and k-space has {shape[0]}.")
+    crop = None if recon_shape is None else check_recon_shape(recon_shape, spatial, name)
+    expected = (shape[0], *(crop or spatial))
+    if reference is not None and tuple(reference.shape) != expected:
+        remarks.append(f"The reference was left out: it is {tuple(reference.shape)} and the image is {expected}.")
         reference = None
     return MRIScan(
         kspace=CheckedKspace(kspace, masked, name),
         mask=sampled,
         mask_source=mask_source,
         readout_axis=readout_axis,
-        recon_shape=None if recon_shape is None else check_recon_shape(recon_shape, spatial, name),
+        recon_shape=crop,
         voxel_size=voxel_size,
         noise=None if noise is None else check_noise(noise, shape[1], name),
         reference=reference,

@@ -91,9 +91,11 @@ def read(path: Path) -> MRIScan:
     InputError
         No `kspace` (says what there is), wrong axes, a mask of the wrong width, a truncated file, NaNs, zeros only.
     """
+    import h5py
+
     path, name = path.absolute(), path.name
     with opened(path) as file:
-        if "kspace" not in file:
+        if not isinstance(file.get("kspace"), h5py.Dataset):
             raise InputError(
                 f"{name}: expected a dataset 'kspace', came an HDF5 file with {', '.join(sorted(file)) or 'nothing'}; "
                 "name the dataset so"
@@ -175,10 +177,11 @@ class Geometry:
             return Geometry()
         try:
             root = ElementTree.fromstring(xml)
-        except ElementTree.ParseError as error:
+            encoded, recon = Space.find(root, "encodedSpace"), Space.find(root, "reconSpace")
+            limits = encoding_limits(root)
+        except (ElementTree.ParseError, ValueError) as error:  # no XML, or no numbers where they should be
             notes.append(f"The file's XML header cannot be read ({error}) and was ignored.")
             return Geometry()
-        encoded, recon = Space.find(root, "encodedSpace"), Space.find(root, "reconSpace")
         fits = encoded is not None and encoded.matrix[:2] == spatial
         if encoded is not None and not fits:
             notes.append(
@@ -187,7 +190,7 @@ class Geometry:
             )
         space = encoded if fits else recon  # a crop keeps the pixel size of the encoded grid
         return Geometry(
-            columns=encoded_columns(root, spatial[1], notes) if fits else None,
+            columns=encoded_columns(limits, spatial[1], notes) if fits and limits is not None else None,
             recon_shape=None if recon is None else recon.matrix[:2],
             voxel_size=(1.0, 1.0, 1.0) if space is None else space.voxel_size,
         )
@@ -217,12 +220,8 @@ class Space:
         return z, x, y
 
 
-def encoded_columns(root: ElementTree.Element, width: int, notes: list[str]) -> tuple[int, int] | None:
-    """First and one past the last column that was acquired.
-
-    Line number n of the scanner lies in column width // 2 - center + n: what is outside minimum ... maximum is padding,
-    or the part that partial Fourier leaves out.
-    """
+def encoding_limits(root: ElementTree.Element) -> tuple[int, int, int] | None:
+    """Minimum, maximum and center of the phase-encoding lines, if they are there in full."""
     limits = [
         root.findtext(f".//{{*}}encodingLimits/{{*}}kspace_encoding_step_1/{{*}}{key}")
         for key in ("minimum", "maximum", "center")
@@ -230,6 +229,16 @@ def encoded_columns(root: ElementTree.Element, width: int, notes: list[str]) -> 
     if None in limits:
         return None
     minimum, maximum, center = (int(n or 0) for n in limits)
+    return minimum, maximum, center
+
+
+def encoded_columns(limits: tuple[int, int, int], width: int, notes: list[str]) -> tuple[int, int] | None:
+    """First and one past the last column that was acquired.
+
+    Line number n of the scanner lies in column width // 2 - center + n: what is outside minimum ... maximum is padding,
+    or the part that partial Fourier leaves out.
+    """
+    minimum, maximum, center = limits
     first = width // 2 - center
     left, right = first + minimum, first + maximum + 1
     if not 0 <= left < right <= width:

@@ -86,11 +86,16 @@ def read_npz(path: Path) -> MRIScan:
         raise InputError(f"{path.name}: expected an array 'kspace', came {', '.join(sorted(arrays)) or 'nothing'}")
     kspace, unknown = arrays["kspace"], sorted(set(arrays) - set(KEYS))
     voxel_size = arrays.get("voxel_size", np.ones(3))
-    if voxel_size.shape != (3,) or not (voxel_size > 0).all():
+    if voxel_size.shape != (3,) or voxel_size.dtype.kind not in "iuf" or not (voxel_size > 0).all():
         raise InputError(
             f"{path.name}: expected voxel_size of three positive numbers (z, y, x) in mm, came {voxel_size}"
         )
     dz, dy, dx = (float(n) for n in voxel_size)
+    for key, axes in (("readout_axis", 0), ("recon_shape", 1)):
+        if key in arrays and (arrays[key].ndim != axes or arrays[key].dtype.kind not in "iu"):
+            raise InputError(
+                f"{path.name}: expected {key} as {('a whole number', 'whole numbers')[axes]}, came {arrays[key]!r}"
+            )
     return from_arrays(
         kspace if kspace.ndim != 3 else kspace[None],
         arrays.get("mask"),
