@@ -260,9 +260,9 @@ class affine:
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         a, b = (v.to(x.device)[(..., *[None] * self.ndim)] for v in (self.a, self.b))
-        a = a.to(x.real.dtype)
+        a, b = a.to(x.real.dtype), b.to(x.dtype)
         scaled = labels(a * per_sample(sigma, x), x, self.ndim)
-        return (self.denoiser(a * x + b.to(x.dtype), scaled) - b) / a
+        return (self.denoiser(a * x + b, scaled) - b) / a
 
 
 def exact(value: Tensor | float) -> Tensor:

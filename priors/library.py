@@ -77,12 +77,12 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> EDM
     FileNotFoundError
         If there is no prior of that name, or one of its two files is missing.
     ValueError
-        If the weights are not those of the card (checksum) or not of the network that it names.
+        If the card is not one, or the weights are not those of the card (checksum) or not of the network that it names.
     """
     from safetensors.torch import load as deserialize
 
     weights, described = find(name_or_path)
-    card = json.loads(described.read_text())
+    card = read_card(described)
     content = weights.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != card["sha256"]:
         raise ValueError(
@@ -99,6 +99,20 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> EDM
     denoiser = EDM(network, **card["noise"]).to(device).eval().requires_grad_(False)
     denoiser.card = card
     return denoiser
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The model card, which must say what loading needs."""
+    try:
+        card: dict[str, Any] = json.loads(path.read_text())
+        missing = [key for key in ("network", "noise", "sha256") if key not in card]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected a model card, got a file that is no JSON object ({error})") from error
+    if missing:
+        raise ValueError(
+            f"{path}: expected a model card, got one without {', '.join(missing)}; write it by priors.save"
+        )
+    return card
 
 
 def check_weights(expected: Mapping[str, torch.Tensor], got: Mapping[str, torch.Tensor], path: Path) -> None:

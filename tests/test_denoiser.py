@@ -163,6 +163,19 @@ def test_affine_is_the_denoiser_of_the_shifted_gaussian() -> None:
         affine(oracle, -1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.complex128])
+def test_affine_keeps_the_precision_of_the_images(dtype: torch.dtype) -> None:
+    class Itself:
+        sigma_min, sigma_max, ndim, is_complex = 1e-3, 1e3, 1, dtype.is_complex
+
+        def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+            return x
+
+    x = noisy(2, N).to(dtype)
+    for b in (0.5, torch.tensor([0.1, 0.2], dtype=torch.float64)):
+        torch.testing.assert_close(affine(Itself(), 2.0, b)(x, 0.3), x)  # dtype included
+
+
 def test_along_denoises_the_slices_across_an_axis() -> None:
     oracle = Gaussian()
     x, sigma = noisy(2, N, 4), torch.tensor([0.3, 2.0], dtype=torch.float64)
@@ -259,6 +272,14 @@ def test_what_is_wrong_on_disk_is_named(tmp_path) -> None:
     (tmp_path / "c.json").write_text((tmp_path / "a.json").read_text())
     with pytest.raises(ValueError, match="checksum"):
         priors.load(tmp_path / "c")
+    for text, problem in [
+        ("{", "no JSON object"),
+        ("3", "no JSON object"),
+        ('{"noise": {}}', "without network, sha256"),
+    ]:
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"c\.json: expected a model card, got .*{problem}"):
+            priors.load(tmp_path / "c")
     card = json.loads((tmp_path / "a.json").read_text())
     card["sha256"] = json.loads((tmp_path / "b.json").read_text())["sha256"]
     (tmp_path / "c.json").write_text(json.dumps(card))
