@@ -20,8 +20,9 @@ from operators.fourier import ifftc
 from operators.linop import Matrix
 from operators.mri import sense
 from recon.likelihood import Gaussian
-from recon.methods.dds import consistent_diffusion, dds, dds_hard, proximal
+from recon.methods.dds import consistent_diffusion, dds, dds_hard, dds_levels, proximal
 from recon.methods.diffusion import Counted, NonFiniteError
+from recon.methods.split_gibbs import couplings
 from recon.noise import Noise
 from recon.schedules import ddpm, geometric, karras, start_at
 
@@ -55,6 +56,15 @@ def test_schedules_end_in_zero_and_take_as_many_steps_as_asked():
         assert sigmas.shape == (31,)
         assert sigmas[-1] == 0
         assert (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize("levels", [dds_levels, couplings])
+def test_no_number_of_levels_is_taken_for_another(levels):
+    p = reference_problem()
+    assert len(levels(p.likelihood, p.denoiser)) > 30
+    assert len(levels(p.likelihood, p.denoiser, 1)) == 2
+    with pytest.raises(ValueError, match="steps >= 1"):
+        levels(p.likelihood, p.denoiser, 0)
 
 
 def test_karras_shrinks_its_ratios_for_negative_rho():

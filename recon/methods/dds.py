@@ -111,7 +111,7 @@ def dds_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = Non
     steps : 30 if None.
     """
     smallest = max(denoiser.sigma_min, 0.5 / likelihood.A.norm())
-    return karras(steps or 30, sigma_min=smallest, sigma_max=min(3.0, denoiser.sigma_max))
+    return karras(30 if steps is None else steps, sigma_min=smallest, sigma_max=min(3.0, denoiser.sigma_max))
 
 
 def proximal(likelihood: Gaussian, tau: Callable[[float], float], *, iterations: int) -> Consistency:

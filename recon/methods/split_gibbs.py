@@ -98,7 +98,9 @@ def couplings(
         prior's sigma_min if need be.
     """
     sigma_min = max(smallest / likelihood.A.norm(), math.sqrt(2) * denoiser.sigma_min)
-    return karras(levels or 75, sigma_min=sigma_min, sigma_max=min(largest, denoiser.sigma_max), rho=-3.0)
+    return karras(
+        75 if levels is None else levels, sigma_min=sigma_min, sigma_max=min(largest, denoiser.sigma_max), rho=-3.0
+    )
 
 
 def draw_data(
