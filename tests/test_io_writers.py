@@ -388,3 +388,11 @@ def test_interrupt_in_mid_write_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode != 0
     assert time.monotonic() - start < 30  # it did not sleep to its end
     assert contents(tmp_path) == []
+
+
+def test_result_folder_clears_what_a_killed_run_left(tmp_path: Path) -> None:
+    (tmp_path / ".partial-old").mkdir()
+    (tmp_path / ".partial-old" / "reconstruction.h5").touch()
+    with result_folder(tmp_path, names=["run.json"]) as folder:
+        (folder / "run.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

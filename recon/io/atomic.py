@@ -83,6 +83,8 @@ def result_folder(folder: str | Path, *, names: Sequence[str], overwrite: bool =
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            for killed in folder.glob(f"{PREFIX}*/"):  # what a run left that could not clean up
+                shutil.rmtree(killed, ignore_errors=True)
             staging = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
         yield staging
         with writing(folder):

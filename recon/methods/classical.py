@@ -44,7 +44,7 @@ def cg_sense(
 def l1_wavelet(
     likelihood: Gaussian,
     *,
-    regularization: float = 0.2,
+    regularization: float = 0.15,
     wavelet: str = "db2",
     iterations: int = 100,
     tolerance: float = 0.0,
