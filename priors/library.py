@@ -152,5 +152,8 @@ def pair(path: Path) -> tuple[Path, Path]:
 def write_whole(path: Path, content: bytes) -> None:
     """Written beside and renamed, so that a kill leaves no half file."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

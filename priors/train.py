@@ -1,7 +1,8 @@
 """Training of a denoiser: the EDM loss, averaged weights, checkpoints that survive a kill at any moment."""
 
+import io
 import math
-import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from priors.denoiser import EDM
+from priors.library import write_whole
 
 
 class Images(Protocol):
@@ -333,21 +335,24 @@ def save_checkpoint(
 ) -> None:
     """Written beside and renamed: a kill leaves the old checkpoint or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     record = {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "averages": averages,
         "state": state,
     }
-    torch.save(record, partial)
-    os.replace(partial, path)
+    content = io.BytesIO()
+    torch.save(record, content)
+    write_whole(path, content.getvalue())  # says why it cannot, which torch.save does not
 
 
 def restore(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, averages: dict[float, list[Tensor]]
 ) -> dict[str, Any]:
-    record = torch.load(path, weights_only=True, map_location=next(network.parameters()).device)
+    try:
+        record = torch.load(path, weights_only=True, map_location=next(network.parameters()).device)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint: train in another folder, or remove it") from error
     expected = {key: value.shape for key, value in network.state_dict().items()}
     if expected != {key: value.shape for key, value in record["network"].items()}:
         raise ValueError(f"{path} is the checkpoint of another network: train in another folder, or remove it")

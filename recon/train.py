@@ -9,7 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from recon.errors import InputError
+from recon.errors import InputError, ReconError
+from recon.io.atomic import writing
 from recon.training_images import TrainingImages, Volume
 
 
@@ -37,7 +38,7 @@ def train(
     folder : of scans, searched with its subfolders.
     out : of checkpoints and of the prior, `name`.safetensors with its card `name`.json.
     minutes : of training, over all calls together; while the process is stopped, time does not count.
-    steps : stop after so many steps instead.
+    steps : stop after so many steps, if that is sooner.
     exclude : patterns of file names to leave out.
     validation : patterns of file names to validate on; if none, the last volume.
     label_share : share of training images that are drawn from label maps, where there are both.
@@ -49,6 +50,12 @@ def train(
     Returns
     -------
     The path of the card.
+
+    Raises
+    ------
+    ReconError
+        If there is nothing to train on, an argument is out of range, the checkpoint is of another network, or `out`
+        cannot be written; NonFiniteError if the loss is not finite.
     """
     import torch
 
@@ -57,6 +64,14 @@ def train(
     from priors.train import TrainConfig
     from priors.train import train as optimise
 
+    from .methods.diffusion import NonFiniteError
+    from .settings import Settings
+
+    if not (minutes > 0 and (steps is None or steps > 0)):
+        raise InputError(f"expected training of more than 0 minutes and steps, got {minutes:g} minutes, {steps} steps")
+    Settings(device=device, seed=seed).validate()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     training, held_out = split(read(folder, exclude), validation)
     print(f"training on {', '.join(sorted(training))}; validating on {', '.join(sorted(held_out))}")
     images = TrainingImages(weighted(training, label_share), seed=seed)
@@ -74,16 +89,23 @@ def train(
         facts = {"intensity": INTENSITY, "recipe": recipe, "training": record, **notes}
         save(denoiser, described, card=facts, dtype=torch.float16)
 
-    with progress_bar() as report, single_threaded(shards):
-        optimise(
-            network,
-            images,
-            config,
-            folder=out,
-            validation=[tuning[i] for i in range(VALIDATION_IMAGES)],
-            on_export=export,
-            progress=report,
-        )
+    try:
+        with writing(out), progress_bar() as report, single_threaded(shards):
+            optimise(
+                network,
+                images,
+                config,
+                folder=out,
+                validation=[tuning[i] for i in range(VALIDATION_IMAGES)],
+                on_export=export,
+                progress=report,
+            )
+    except ReconError:
+        raise
+    except FloatingPointError as error:
+        raise NonFiniteError(str(error)) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
     return described
 
 

@@ -6,6 +6,7 @@ import math
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +31,43 @@ def read_folder(folder: Path, *, exclude: Sequence[str] = ()) -> dict[str, list[
     Raises
     ------
     InputError
-        If nothing readable is left.
+        If nothing readable is left, or a file is damaged.
     """
     volumes: dict[str, list[Volume]] = {}
     loose: dict[Path, list[bytes]] = defaultdict(list)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if any(fnmatch.fnmatch(path.name, pattern) for pattern in exclude):
             continue
-        if path.name.endswith((".nii", ".nii.gz")):
-            volumes[path.name] = [read_nifti(path)]
-        elif path.suffix in (".h5", ".hdf5"):
-            volumes[path.name] = [read_fastmri(path)]
-        elif path.name.endswith(ARCHIVES):
-            volumes[path.name] = list(read_dicom(members(path)))
-        elif is_dicom(path):
-            loose[path.parent].append(path.read_bytes())
+        with reading(path):
+            if path.name.endswith((".nii", ".nii.gz")):
+                volumes[path.name] = [read_nifti(path)]
+            elif path.suffix in (".h5", ".hdf5"):
+                volumes[path.name] = [read_fastmri(path)]
+            elif path.name.endswith(ARCHIVES):
+                volumes[path.name] = list(read_dicom(members(path)))
+            elif is_dicom(path):
+                loose[path.parent].append(path.read_bytes())
     for parent, files in loose.items():
-        volumes[str(parent.relative_to(folder))] = list(read_dicom(files))
+        with reading(parent):
+            volumes[str(parent.relative_to(folder))] = list(read_dicom(files))
     volumes = {name: found for name, found in volumes.items() if found}
     if not volumes:
         raise InputError(f"no NIfTI, fastMRI (.h5), DICOM or tar file to train on in {folder}: give the scans' folder")
     return volumes
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one line which file cannot be read."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # every format's library has errors of its own
+        raise InputError(
+            f"{path}: expected a whole scan, came one that cannot be read ({' '.join(str(error).split())}); copy it "
+            "again or leave it out (exclude)"
+        ) from error
 
 
 def read_nifti(path: Path) -> Volume:

@@ -167,6 +167,11 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     train(network(), Blobs(), config(steps=1), folder=tmp_path)
     with pytest.raises(ValueError, match="checkpoint of another network"):
         train(UNet(widths=(8, 24), blocks=(1, 1), features=8), Blobs(), config(), folder=tmp_path)
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    for damaged in (b"", b"none", whole[: len(whole) // 2]):
+        (tmp_path / "checkpoint.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged, or no checkpoint"):
+            train(network(), Blobs(), config(), folder=tmp_path)
     broken = network()
     with torch.no_grad():
         broken.tail.bias.fill_(math.nan)

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel
@@ -14,6 +15,7 @@ from scipy import ndimage
 from torch.utils.data import DataLoader
 
 import priors
+from recon.errors import ReconError
 from recon.train import split, train, weighted
 from recon.training_images import TrainingImages, Volume
 from recon.training_volumes import body, read_folder
@@ -208,6 +210,27 @@ def test_small_or_empty_volumes_are_named() -> None:
     speck[10, 12, 14] = 1
     with pytest.raises(ValueError, match="next to nothing"):
         TrainingImages([Volume(speck, (1.0, 1.0, 1.0))])[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"minutes": 0.0}, "more than 0 minutes"),
+        ({"steps": 0}, "more than 0 minutes and steps"),
+        ({"seed": -1}, "seed: expected 0 or more"),
+        ({"device": "nonsense"}, "device: 'nonsense' cannot be used"),
+        ({"out": Path("/dev/null/prior")}, "a file where a folder should be"),
+        ({}, "a.nii.gz: expected a whole scan"),
+        ({"exclude": ["a*"]}, "b.h5: expected a whole scan"),
+        ({"exclude": ["a*", "b*"]}, "no NIfTI"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(tmp_path: Path, arguments: dict[str, Any], problem: str) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(b"no gzip")
+    (tmp_path / "b.h5").write_bytes(b"no HDF5")
+    with pytest.raises(ReconError, match=problem) as caught:
+        train(tmp_path, **{"out": tmp_path / "out", **arguments})
+    assert "\n" not in str(caught.value)
 
 
 def test_recon_train_makes_a_prior_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
