@@ -32,6 +32,7 @@ from recon.methods import SCHEDULES, inputs_of, method_named
 from recon.methods.zero_filled import zero_filled
 from recon.noise import Noise
 from recon.noise_level import NoiseEstimate
+from recon.residual_noise import scan_noise
 
 SCANS = ("brain_8ch.h5", "brain_mprage_4ch.h5")
 KINDS = {
@@ -90,7 +91,7 @@ class Case:
         pattern, factor = KINDS[kind]
         options: dict[str, Any] = {"offset": index} if pattern == "equispaced" else {"seed": index}
         self.mask = MASKS[pattern](scan.shape, factor, **options)
-        self.noise = mri.noise_of(mri.undersample(scan, self.mask))
+        self.noise = scan_noise(mri.undersample(scan, self.mask))
         full = mri.prepare(scan, noise=self.noise)
         self.reference = image_of(full, zero_filled(mri.likelihood(full)))
         self.inside = metrics.object_mask(self.reference)
@@ -152,6 +153,15 @@ def ours(case: Case, method: str, *, prior: Any, samples: int) -> dict[str, floa
         return case.quality(image_of(prepared, x)) | {"seconds": seconds}
     images = torch.stack([image_of(prepared, sample) for sample in x])
     return case.quality(images.mean(0)) | {"seconds": seconds / samples, "samples": samples}
+
+
+def drawn(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the figures of a sampler depend on besides."""
+    if "rng" not in inputs_of(method_named(method)):
+        return {}
+    import priors
+
+    return {"samples": arguments.samples, "prior": priors.load(arguments.prior).card["sha256"][:16]}
 
 
 def peer(case: Case, name: str, maps: str, regularization: float) -> dict[str, float]:
@@ -221,6 +231,7 @@ def main() -> None:
                         **of,
                         index=i,
                         method=name,
+                        **drawn(name, arguments),
                     )
                     for i, case in enumerate(cases)
                 ]

@@ -67,7 +67,7 @@ def apply_method(
     InputError
         If the method refuses the data or its options.
     """
-    samples = settings.samples if "rng" in inputs_of(method_named(settings.method)) else 1
+    samples = settings.samples or 1
     given = {"likelihood": mri.likelihood(prepared), "scan": prepared, "denoiser": denoiser}
     images, seconds, evaluations = [], 0.0, 0
     for first in range(0, samples, BATCH):

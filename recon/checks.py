@@ -70,7 +70,7 @@ def check_data_fit(prepared: mri.PreparedMRI, settings: Settings, apply: Apply, 
         return Check(None, slice_index, 0.0, f"The fit of the prior to the data was not checked: {error}")
     given, left_out = _only(prepared, kept), mri.likelihood(_only(prepared, withheld))
     samples = apply(given, replace(settings, samples=SAMPLES), "samples")
-    fallback = apply(given, replace(settings, method=FALLBACK, options={}), "fallback")
+    fallback = apply(given, replace(settings, method=FALLBACK, options={}, samples=None), "fallback")
     fit = data_fit(
         samples.x,
         left_out,

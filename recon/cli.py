@@ -59,11 +59,21 @@ def reconstruct(
     file: File,
     method: Annotated[str, typer.Option(help="See `recon methods`.")] = "l1-wavelet",
     option: Annotated[list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE.")] = None,
-    mask: Annotated[str | None, typer.Option(help="Undersample fully sampled data with this pattern.")] = None,
-    acceleration: Annotated[float, typer.Option(help="Grid points per sample of the mask.")] = 4.0,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Undersample: random, equispaced, gaussian1d, gaussian2d, poisson, radial, spiral, fastmri-..."
+        ),
+    ] = None,
+    acceleration: Annotated[
+        float | None, typer.Option(help="Grid points per sample of the mask; 4 by default.")
+    ] = None,
+    mask_option: Annotated[
+        list[str] | None, typer.Option("--mask-set", help="An option of the mask, NAME=VALUE: calibration=24, say.")
+    ] = None,
     slices: Annotated[str | None, typer.Option(help="FIRST:LAST (exclusive), all by default.")] = None,
-    samples: Annotated[int, typer.Option(help="Posterior samples, for methods that draw them.")] = 8,
-    prior: Annotated[str, typer.Option(help="Name of an embedded prior, or the path of one.")] = "brain",
+    samples: Annotated[int | None, typer.Option(help="Posterior samples, for methods that draw them; 8.")] = None,
+    prior: Annotated[str | None, typer.Option(help="Name of an embedded prior (brain), or a path.")] = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels of a sampler; its own number by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of the mask and of the samples.")] = 0,
     coils: Annotated[int | None, typer.Option(help="Compress to so many virtual coils.")] = None,
@@ -86,6 +96,7 @@ def reconstruct(
             options=parse_options(option or []),
             mask=mask,
             acceleration=acceleration,
+            mask_options=parse_options(mask_option or []),
             slices=parse_slices(slices),
             samples=samples,
             prior=prior,
@@ -119,7 +130,7 @@ def info(file: File) -> None:
     from operators.masks import acceleration, calibration_region
 
     from .io import load
-    from .mri import noise_of
+    from .residual_noise import scan_noise
 
     scan = load(file)
     table = Table(show_header=False, box=None)
@@ -131,7 +142,7 @@ def info(file: File) -> None:
         "calibration": " x ".join(map(str, calibration)),
         "image": " x ".join(map(str, scan.recon_shape or scan.shape)),
         "voxel": " x ".join(f"{size:g}" for size in scan.voxel_size) + " mm",
-        "noise": noise_of(scan).source,
+        "noise": scan_noise(scan).source,
         "reference": "none" if scan.reference is None else "in the file",
     }
     for key, value in rows.items():
@@ -177,7 +188,7 @@ def train(
     folder: Annotated[Path, typer.Argument(help="Of fastMRI files, NIfTI, DICOM or label maps.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the prior.")] = Path("prior"),
     minutes: Annotated[float, typer.Option(help="Training time, over all calls together.")] = 60.0,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many steps instead.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps, if that is sooner.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Patterns of file names to leave out.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="Patterns of file names to validate on.")] = None,
     name: Annotated[str, typer.Option(help="Of the prior.")] = "prior",

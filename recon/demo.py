@@ -14,7 +14,8 @@ from .phantom import head
 from .pipeline import Progress, reconstruct
 from .result import Reconstruction, caption
 
-METHODS = ("zero-filled", "cg-sense", "l1-wavelet", "tv")
+METHODS = ("zero-filled", "l1-wavelet", "dds")
+SAMPLES = 4
 MASK, ACCELERATION = "random", 4.0
 
 
@@ -47,17 +48,20 @@ def run(
                 method=method,
                 mask=MASK,
                 acceleration=ACCELERATION,
+                samples=SAMPLES if method == "dds" else None,
+                check=False,  # the reference says it
                 slices=(middle, middle + 1),
                 progress=_share(progress, method, done / len(METHODS), 1 / len(METHODS)),
             )
         last = results[METHODS[-1]]
         assert last.reference is not None  # the scan is fully sampled
+        shown = len(last.mean) // 2  # of a volume
         write_comparison(
             folder / PANEL,
-            {name: result.mean[0] for name, result in results.items()},
-            reference=last.reference[0],
+            {name: result.mean[shown] for name, result in results.items()},
+            reference=last.reference[shown],
             captions={name: caption(result.metrics) for name, result in results.items()},
-            std=None if last.std is None else last.std[0],
+            std=None if last.std is None else last.std[shown],
             title=f"{scan.name}, {MASK} lines, acceleration {ACCELERATION:g}",
             voxel_size=scan.voxel_size,
         )

@@ -31,10 +31,12 @@ class NoiseEstimate(NamedTuple):
     covariance : (coil, coil) complex Hermitian, for each real component: E[n n^H] = 2 covariance. Its diagonal holds
         the squared standard deviations of the real parts (and of the imaginary parts), in the units of k-space.
     source : how it was estimated, a sentence for the user.
+    upper_bound : whether signal may be in it.
     """
 
     covariance: Tensor
     source: str
+    upper_bound: bool = False
 
 
 def noise_covariance(
@@ -93,6 +95,7 @@ def noise_covariance(
     return NoiseEstimate(
         _smallest(bands),
         "noise from the highest spatial frequencies, an upper bound: no background along whole readout lines",
+        upper_bound=True,
     )
 
 

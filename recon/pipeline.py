@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from .methods.zero_filled import zero_filled
 from .mri import MRIScan
 from .partial import PartialResults
 from .posterior import magnitude
+from .residual_noise import scan_noise
 from .result import Reconstruction, SliceResult, assemble
 from .settings import Settings
 
@@ -43,10 +46,11 @@ def reconstruct(
     method: str = "l1-wavelet",
     options: dict[str, Any] | None = None,
     mask: str | None = None,
-    acceleration: float = 4.0,
+    acceleration: float | None = None,
+    mask_options: dict[str, Any] | None = None,
     slices: tuple[int, int] | None = None,
-    samples: int = 8,
-    prior: str | Denoiser = "brain",
+    samples: int | None = None,
+    prior: str | Denoiser | None = None,
     steps: int | None = None,
     seed: int = 0,
     coils: int | None = None,
@@ -80,26 +84,31 @@ def reconstruct(
         options=options or {},
         mask=mask,
         acceleration=acceleration,
+        mask_options=mask_options or {},
         slices=slices,
         samples=samples,
-        prior=prior if isinstance(prior, str) else type(prior).__name__,
+        prior=prior if prior is None or isinstance(prior, str) else type(prior).__name__,
         steps=steps,
         seed=seed,
         coils=coils,
         sets=sets,
         device=device,
         check=check,
-    )
-    settings.validate()
+    ).resolved()
     path = None if isinstance(scan, MRIScan) else Path(scan)
     scan = scan if isinstance(scan, MRIScan) else io.load(scan)
     folder = None if out is None else Path(out)
     staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
     with staging as target:
-        denoiser, card = _prior(prior, settings)
+        denoiser, card = _prior(prior or settings.prior, settings)
         named = path is not None and (denoiser is None or bool(card))
         # What was finished is as good with a check as without.
-        run_key = {**asdict(replace(settings, check=True)), "file": _signature(path), "prior": card}
+        run_key = {
+            **asdict(replace(settings, check=True)),
+            "file": _signature(path),
+            "prior": card,
+            "version": version("tweedie-recon"),
+        }
         parts = PartialResults(folder if named else None, run_key)
         run = _Run(scan, settings, denoiser, parts, progress)
         checked = run.check()
@@ -129,9 +138,9 @@ class _Run:
             raise InputError(f"slices: expected a range within 0:{len(self.scan)}, got {first}:{last}")
         self.indices = range(first, last)
         self.checks = self.settings.check and "rng" in inputs_of(method_named(self.settings.method))
-        self.mask = _draw_mask(self.settings, self.scan.shape)
+        self.mask = _draw_mask(self.settings, self.scan)
         middle = len(self.scan) // 2  # of all slices: none depends on which others are asked for
-        self.noise = mri.noise_of(self._undersampled(self._read(middle)))
+        self.noise = scan_noise(self._undersampled(self._read(middle)))
 
     def check(self) -> Check | None:
         """Whether the prior suits the data, looked at in the middle slice before any other work."""
@@ -157,8 +166,11 @@ class _Run:
     def slice(self, index: int) -> SliceResult:
         """Reconstruct one slice."""
         scan = self._read(index)
-        prepared = self._prepare(self._undersampled(scan))
-        done, samples = self.indices.index(index), self.settings.samples
+        try:
+            prepared = self._prepare(self._undersampled(scan))
+        except InputError as error:
+            raise InputError(f"slice {index}: {error}; choose others with slices") from error
+        done, samples = self.indices.index(index), self.settings.samples or 1
         images = apply_method(
             prepared,
             self.settings,
@@ -193,12 +205,12 @@ class _Run:
     def _reference(self, scan: MRIScan) -> Tensor | None:
         """Of fully sampled data the combination of its coil images with maps of all the data; else that of the file."""
         if self.mask is not None and scan.fully_sampled:
-            return _zero_filled(self._prepare(scan))
+            return _zero_filled(mri.prepare(scan, noise=self.noise, sets=self.settings.sets))  # of all coils
         return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
 
     def _reporter(self, what: str, before: int, work: int) -> Callable[[float], None]:
         """Tells what fraction of the run is done, given that of a part of it; work is counted in samples."""
-        total = SAMPLES * self.checks + len(self.indices) * self.settings.samples
+        total = SAMPLES * self.checks + len(self.indices) * (self.settings.samples or 1)
         progress = self.progress
         if progress is None:
             return lambda done: None
@@ -210,18 +222,23 @@ def _zero_filled(prepared: mri.PreparedMRI) -> Tensor:
     return magnitude(prepared.image(zero_filled(mri.likelihood(prepared)))[0], ndim=prepared.mask.ndim)
 
 
-def _draw_mask(settings: Settings, shape: tuple[int, ...]) -> Tensor | None:
+def _draw_mask(settings: Settings, scan: MRIScan) -> Tensor | None:
+    """The mask that was asked for; lines are left out along a phase-encoding axis, never along the readout."""
     if settings.mask is None:
         return None
+    pattern = mask_function(settings.mask)
+    options = dict(settings.mask_options)
+    if "axis" in inspect.signature(pattern).parameters:
+        options["axis"] = -2 if scan.readout_axis == -1 else -1
     try:
-        return mask_function(settings.mask)(shape, settings.acceleration, seed=settings.seed)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+        return pattern(scan.shape, settings.acceleration, seed=settings.seed, **options)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"mask {settings.mask}: {error}") from error
 
 
-def _prior(prior: str | Denoiser, settings: Settings) -> tuple[Denoiser | None, dict[str, Any] | None]:
+def _prior(prior: str | Denoiser | None, settings: Settings) -> tuple[Denoiser | None, dict[str, Any] | None]:
     """The denoiser that the method needs, within a memory budget, and its card if it has one."""
-    if "denoiser" not in inputs_of(method_named(settings.method)):
+    if prior is None:
         return None, None
     import priors
 

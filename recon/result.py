@@ -161,7 +161,7 @@ def assemble(
     measured = scan.mask if mask is None else scan.mask & mask.cpu()
     statement = f"{first.statement} {CAVEATS.get(settings.method, '')}".strip() if _samples(settings) else ""
     shown = torch.stack([to_image(p.samples).movedim(0, -3) for p in posteriors]).flatten(0, -4)
-    quality = {} if reference is None else measure(reference, mean)
+    quality, unmeasured = measure_if_any(reference, mean)
     run = run_record(
         arguments=asdict(settings),
         seed=settings.seed,
@@ -169,7 +169,7 @@ def assemble(
         input_path=path,
         timings={"method": sum(result.seconds for result in results)} | ({"check": check.seconds} if check else {}),
         metrics=quality,
-        notes=[note for note in (*results[0].notes, statement, check.statement if check else "") if note],
+        notes=[n for n in (*results[0].notes, statement, check.statement if check else "", unmeasured) if n],
     )
     run["acceleration"] = acceleration(measured)
     run["prior"] = card
@@ -191,6 +191,16 @@ def assemble(
         header=scan.header,
         data_fit=check.fit if check else None,
     )
+
+
+def measure_if_any(reference: Tensor | None, image: Tensor) -> tuple[dict[str, float], str]:
+    """Every metric, and a note if a reference cannot serve: a finished image is not lost for it."""
+    if reference is None:
+        return {}, ""
+    try:
+        return measure(reference, image), ""
+    except ValueError as error:
+        return {}, f"no metrics: {error}"
 
 
 def measure(reference: Tensor, image: Tensor) -> dict[str, float]:

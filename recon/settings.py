@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch
 from operators.masks import mask_function
 
 from .errors import InputError
-from .methods import check_options
+from .methods import check_options, inputs_of, method_named
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,11 @@ class Settings:
     Parameters
     ----------
     method : a name in METHODS; `options` are its keywords.
-    mask : a name in MASKS to undersample with, None to take the data as they are; `acceleration` is its own.
+    mask : a name in MASKS to undersample with, None to take the data as they are.
+    acceleration, mask_options : of the mask (4 if None); its keywords, such as calibration or offset.
     slices : first and last (exclusive), None for all.
-    samples, prior, steps : for methods that draw samples; steps of the noise schedule, None for the method's own.
+    samples, prior, steps : for methods that draw samples (8 and "brain" if None); steps of the noise schedule, None
+        for the method's own.
     seed : of the mask and of the samples.
     coils : virtual coils to compress to, None for all.
     sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
@@ -33,10 +37,11 @@ class Settings:
     method: str = "l1-wavelet"
     options: dict[str, Any] = field(default_factory=dict)
     mask: str | None = None
-    acceleration: float = 4.0
+    acceleration: float | None = None
+    mask_options: dict[str, Any] = field(default_factory=dict)
     slices: tuple[int, int] | None = None
-    samples: int = 8
-    prior: str = "brain"
+    samples: int | None = None
+    prior: str | None = None
     steps: int | None = None
     seed: int = 0
     coils: int | None = None
@@ -44,20 +49,51 @@ class Settings:
     device: str = "cpu"
     check: bool = True
 
-    def validate(self) -> None:
-        """Raise InputError for what can be refused before any data are read."""
+    def resolved(self) -> Settings:
+        """These settings with the defaults of mask and method filled in; what has no bearing on them is None.
+
+        Raises
+        ------
+        InputError
+            For what can be refused before any data are read, arguments without effect among it.
+        """
         check_options(self.method, self.options)
+        self._check_ranges()
+        draws = "rng" in inputs_of(method_named(self.method))
+        idle = [name for name in ("samples", "prior", "steps") if getattr(self, name) is not None]
+        if idle and not draws:
+            raise InputError(f"{', '.join(idle)}: {self.method} draws no samples; leave it out, or use dds, say")
+        if self.mask is None and (self.acceleration is not None or self.mask_options):
+            raise InputError("acceleration: expected a mask to undersample with, got none; give mask='random', say")
+        if self.mask is not None:
+            self._check_mask()
+        return replace(
+            self,
+            acceleration=4.0 if self.mask is not None and self.acceleration is None else self.acceleration,
+            samples=8 if draws and self.samples is None else self.samples,
+            prior="brain" if draws and self.prior is None else self.prior,
+        )
+
+    def _check_ranges(self) -> None:
         for name in ("samples", "steps", "coils", "sets"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected at least 1, got {value}")
-        if self.seed < 0:
-            raise InputError(f"seed: expected 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
+            raise InputError(f"device: expected cpu, cuda, cuda:N or mps, got {self.device!r}")
         try:
-            if self.mask is not None:
-                mask_function(self.mask)
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device: {self.device!r} cannot be used here ({error}); use cpu") from error
+
+    def _check_mask(self) -> None:
+        try:
+            known = inspect.signature(mask_function(str(self.mask))).parameters
         except ValueError as error:
             raise InputError(str(error)) from error
+        unknown = sorted(set(self.mask_options) - (set(known) - {"shape", "acceleration", "seed", "axis", "axes"}))
+        if unknown:
+            options = ", ".join(name for name in known if name not in ("shape", "acceleration", "seed", "axis", "axes"))
+            raise InputError(f"mask {self.mask}: unknown option {', '.join(unknown)}; expected among: {options}")

@@ -69,7 +69,7 @@ def train(
 
     if not (minutes > 0 and (steps is None or steps > 0)):
         raise InputError(f"expected training of more than 0 minutes and steps, got {minutes:g} minutes, {steps} steps")
-    Settings(device=device, seed=seed).validate()
+    Settings(device=device, seed=seed).resolved()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     training, held_out = split(read(folder, exclude), validation)

@@ -122,7 +122,7 @@ def test_what_is_withheld_is_not_seen(scan: MRIScan) -> None:
     def apply(data: PreparedMRI, settings: Settings, name: str) -> Images:
         seen[settings.method] = data
         x = zero_filled(likelihood(data))
-        noise = torch.randn(settings.samples, *x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(settings.samples or 1, *x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
         return Images(x + noise, 0.0, 0)
 
     check_data_fit(prepared, Settings(method="dds"), apply, slice_index=0)
