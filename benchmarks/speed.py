@@ -1,4 +1,4 @@
-"""How fast are the multi-coil normal operator and l1-wavelet, beside SigPy, plain torch and BART? And how much memory?
+"""How fast are the normal operator, l1-wavelet and DDS, beside SigPy, plain torch and BART? And how much memory?
 
     python -m benchmarks.speed --data ../shared/data/mri
 
@@ -30,6 +30,8 @@ from operators.mri import sense
 from recon import mri
 from recon.likelihood import Gaussian
 from recon.methods.classical import l1_wavelet
+from recon.methods.dds import dds, dds_levels
+from recon.noise import Noise
 
 COILS, SHAPE, ITERATIONS = 15, (320, 320), 100
 
@@ -86,6 +88,24 @@ def l1(data: Path, repeats: int, threads: int) -> dict[str, Any]:
         return interleaved(candidates, repeats)
 
 
+def sampler(data: Path, repeats: int, threads: int) -> dict[str, Any]:
+    """One DDS sample at its default, and eight in a batch, beside `bart pics` on the same data, mask and maps."""
+    import priors
+
+    scan = recon.load(data / "brain_8ch.h5")
+    prepared = mri.prepare(mri.undersample(scan, MASKS["random"](scan.shape, 4)))
+    likelihood, denoiser = mri.likelihood(prepared), priors.load("brain")
+    sigmas = dds_levels(likelihood, denoiser)
+    kspace = peers.to_bart(prepared.kspace[0].numpy())
+    maps = peers.to_bart(prepared.sens_maps[0, 0].numpy())
+
+    def draw(count: int) -> Callable[[], object]:
+        return lambda: dds(likelihood, denoiser, sigmas, rng=Noise(0, range(count)))
+
+    with peers.Bart("pics -i100 -R W:3:0:0.005", kspace, maps, threads=threads) as job:
+        return interleaved({"one sample": draw(1), "bart pics": job.run, "eight samples": draw(8)}, repeats)
+
+
 def memory() -> dict[str, float]:
     """Peak memory of l1-wavelet over that of data and maps."""
 
@@ -117,6 +137,9 @@ def main() -> None:
         found = {
             "memory of l1-wavelet": memory(),
             "normal operator, 15 x 320 x 320, 1-D mask": normal_operator(arguments.repeats),
+            "dds, 8 x 230 x 180, 30 network evaluations a sample": sampler(
+                arguments.data, max(1, arguments.repeats // 5), arguments.threads
+            ),
             f"l1-wavelet, 8 x 230 x 180, {ITERATIONS} iterations": l1(
                 arguments.data, arguments.repeats, arguments.threads
             ),
