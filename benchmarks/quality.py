@@ -4,8 +4,8 @@
 
 Reference: magnitude of all the data, their coil images combined with ESPIRiT maps of all the data. It carries the noise
 of the scan, and undersampled data share part of it. Maps for reconstructions are estimated from the undersampled data.
-The regularisation of the peers is tuned on the reference itself, for each scan and kind of mask (the grid grows until
-its best is inside), on the first masks of each kind; ours is our default for everything.
+The regularisation of the peers is tuned on the reference itself, for each scan, kind of mask and source of maps (the
+grid grows until its best is inside), on the first masks of each kind; ours is our default for everything.
 
 Cells are kept one by one in a JSON lines file: an interrupted run continues.
 """
@@ -50,7 +50,7 @@ class Peer(NamedTuple):
     """One method of a peer.
 
     reconstruct : (k-space (coil, y, x), maps (coil, y, x), regularisation) -> image (y, x) and seconds.
-    maps : where its maps come from; it is tuned with the first of them.
+    maps : where its maps come from; it is tuned with each.
     """
 
     reconstruct: Callable[[Tensor, Tensor, float], tuple[Tensor, float]]
@@ -170,9 +170,8 @@ def peer(case: Case, name: str, maps: str, regularization: float) -> dict[str, f
     return case.quality(image.abs()) | {"seconds": seconds}
 
 
-def tuned(cells: Cells, cases: list[Case], name: str, of: dict[str, Any]) -> float:
+def tuned(cells: Cells, cases: list[Case], name: str, maps: str, of: dict[str, Any]) -> float:
     """The regularisation with the best mean PSNR over the tuning masks, the grid extended until it is inside."""
-    maps = PEERS[name].maps[0]
 
     def score(regularization: float) -> float:
         found = [
@@ -236,8 +235,8 @@ def main() -> None:
                     for i, case in enumerate(cases)
                 ]
             for name in arguments.peers:
-                regularization = tuned(cells, cases, name, of)
                 for maps in PEERS[name].maps:
+                    regularization = tuned(cells, cases, name, maps, of)
                     row[f"{name}, maps {maps}"] = [
                         cells.get(
                             lambda case=case, name=name, maps=maps, regularization=regularization: peer(
