@@ -14,9 +14,9 @@ def scan_noise(scan: MRIScan) -> NoiseEstimate:
     """Noise covariance between the coils of a scan: as `recon.mri.noise_of`, but an upper bound is brought down.
 
     Where only an upper bound can be had, an l1-wavelet reconstruction with it leaves a residual, whose root mean square
-    scales it: what the reconstruction fits of the noise and what it misses of the signal nearly balance. In simulated
-    heads of 4 % noise the outcome is 0.8 to 1 times the truth (the bound: 1 to 1.3), of 1.5 % noise 0.9 to 1.4 times
-    (1.2 to 2.3), of 0.5 % up to 4 times (2 to 6).
+    scales it: what the reconstruction fits of the noise and what it misses of the signal nearly balance where noise is
+    not far below the detail (tests/test_residual_noise.py holds it to 0.8 to 1.3 times the truth). Otherwise detail is
+    still taken for noise, but never more than by the bound.
 
     References
     ----------

@@ -54,7 +54,7 @@ def l1_wavelet(
     min_x 1/2 ||A x - y||^2 + regularization ||A|| ||W x||_1, the scaling coefficients left alone.
 
     Every shift has a minimum of its own and the iterates wander between them: their mean over the last third of the
-    iterations is returned, the image of all shifts (0.1 to 0.7 dB better than the last iterate).
+    iterations is returned, the image of all shifts.
 
     Parameters
     ----------
