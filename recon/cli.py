@@ -192,6 +192,8 @@ def train(
     exclude: Annotated[list[str] | None, typer.Option(help="Patterns of file names to leave out.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="Patterns of file names to validate on.")] = None,
     name: Annotated[str, typer.Option(help="Of the prior.")] = "prior",
+    start: Annotated[str | None, typer.Option(help="Prior to start from (fine-tuning): name or path.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest.")] = 8e-4,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of the weights, the images and the noise.")] = 0,
 ) -> None:
@@ -206,6 +208,8 @@ def train(
         exclude=exclude or (),
         validation=validation or (),
         name=name,
+        start=start,
+        learning_rate=learning_rate,
         device=device,
         seed=seed,
     )

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recon.errors import InputError, ReconError
 from recon.io.atomic import writing
 from recon.training_images import TrainingImages, Volume
+
+if TYPE_CHECKING:
+    from priors import EDM
 
 
 def train(
@@ -24,6 +27,8 @@ def train(
     validation: Sequence[str] = (),
     label_share: float = 1 / 3,
     name: str = "prior",
+    start: str | Path | None = None,
+    learning_rate: float = 8e-4,
     card: Path | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -43,6 +48,8 @@ def train(
     validation : patterns of file names to validate on; if none, the last volume.
     label_share : share of training images that are drawn from label maps, where there are both.
     name : of the prior.
+    start : prior to start from, by its name or path (fine-tuning); None: random weights.
+    learning_rate : of AdamW at its highest.
     card : JSON file with what the card shall say besides: licences, intended use.
     device : to train on.
     seed : of the initial weights, the images and the noise.
@@ -54,8 +61,8 @@ def train(
     Raises
     ------
     ReconError
-        If there is nothing to train on, an argument is out of range, the checkpoint is of another network, or `out`
-        cannot be written; NonFiniteError if the loss is not finite.
+        If there is nothing to train on, an argument is out of range, the prior to start from is unknown or not complex
+        2-D, the checkpoint is of another network, or `out` cannot be written; NonFiniteError if the loss is not finite.
     """
     import torch
 
@@ -69,7 +76,10 @@ def train(
 
     if not (minutes > 0 and (steps is None or steps > 0)):
         raise InputError(f"expected training of more than 0 minutes and steps, got {minutes:g} minutes, {steps} steps")
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"expected a learning rate above 0, got {learning_rate:g}")
     Settings(device=device, seed=seed).resolved()
+    first = None if start is None else load_start(start)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     training, held_out = split(read(folder, exclude), validation)
@@ -78,14 +88,23 @@ def train(
     tuning = TrainingImages(weighted(held_out, label_share), seed=seed + 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights are drawn from the global stream, which is put back
-        network = UNet().to(device)
+        network = (UNet() if first is None else first.network).to(device)
     shards = torch.get_num_threads() if device == "cpu" else 1
-    config = TrainConfig(minutes=minutes, steps=math.inf if steps is None else steps, seed=seed, shards=shards)
+    config = TrainConfig(
+        minutes=minutes,
+        steps=math.inf if steps is None else steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        shards=shards,
+        **({} if first is None else {k: first.card["noise"][k] for k in ("sigma_min", "sigma_max", "sigma_data")}),
+    )
     notes = json.loads(card.read_text()) if card is not None else {}
     described = out / f"{name}.json"
 
     def export(denoiser: EDM, record: dict[str, Any]) -> None:
         recipe = {**finite(asdict(config)), "files": sorted(training), "validation": sorted(held_out)}
+        if first is not None:
+            recipe["start"] = {key: first.card.get(key) for key in ("name", "sha256")}
         facts = {"intensity": INTENSITY, "recipe": recipe, "training": record, **notes}
         save(denoiser, described, card=facts, dtype=torch.float16)
 
@@ -111,6 +130,20 @@ def train(
 
 VALIDATION_IMAGES = 8
 INTENSITY = "complex images; the 99th percentile of the magnitude, over the image, is near 1 (0.7 to 1.45 in training)"
+
+
+def load_start(name_or_path: str | Path) -> "EDM":
+    """The prior to fine-tune, its weights ready for training."""
+    from priors import load
+
+    try:
+        prior = load(name_or_path)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"--start: {error}") from error
+    if not (prior.is_complex and prior.ndim == 2):
+        kind = f"{prior.ndim}-D {'complex' if prior.is_complex else 'real'}"
+        raise InputError(f"--start: expected a prior of complex 2-D images, got one of {kind} images")
+    return prior.train().requires_grad_(True)
 
 
 def read(folder: Path, exclude: Sequence[str]) -> dict[str, list[Volume]]:

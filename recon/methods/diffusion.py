@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -75,3 +77,15 @@ def denoise(denoiser: Denoiser, x: Tensor, sigma: float, step: int) -> Tensor:
             "images are scaled as it was trained"
         )
     return x0
+
+
+def ancestral(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, rng: Noise) -> Tensor:
+    """A draw from q(x_next | x, x0): the step of DDPM from level sigma down to sigma_next, in VE coordinates.
+
+    References
+    ----------
+    Ho et al., NeurIPS 2020, equation 6.
+    """
+    ratio = (sigma_next / sigma) ** 2
+    x_mean = ratio * x + (1 - ratio) * x0
+    return x_mean + sigma_next * math.sqrt(1 - ratio) * rng.randn_like(x) if sigma_next > 0 else x0

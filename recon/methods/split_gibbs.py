@@ -15,7 +15,7 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..schedules import karras
 from ..solvers import Callback
-from .diffusion import check_inputs, denoise, start
+from .diffusion import ancestral, check_inputs, denoise, start
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def draw_prior(denoiser: Denoiser, x: Tensor, sigma: float, *, rng: Noise, stage
     levels = [sigma * (1 - stage / stages) for stage in range(stages + 1)]
     for t, s in pairwise(levels):
         x0 = draw_tweedie(denoiser, x, t, rng=rng, step=step)
-        x = _bridge(x, x0, t, s, rng) if s > 0 else x0
+        x = ancestral(x, x0, t, s, rng)
     return x
 
 
@@ -153,14 +153,8 @@ def draw_tweedie(denoiser: Denoiser, x: Tensor, sigma: float, *, rng: Noise, ste
     """
     mean = denoise(denoiser, x, sigma, step)
     s = sigma / math.sqrt(2)
-    x_s = _bridge(x, mean, sigma, s, rng)
+    x_s = ancestral(x, mean, sigma, s, rng)
     return 2 * denoise(denoiser, x_s, s, step) - mean
-
-
-def _bridge(x: Tensor, x0: Tensor, t: float, s: float, rng: Noise) -> Tensor:
-    """A draw from q(x_s | x_t = x, x0), for levels s < t."""
-    ratio = (s / t) ** 2
-    return ratio * x + (1 - ratio) * x0 + s * math.sqrt(1 - ratio) * rng.randn_like(x)
 
 
 def _check_smallest(denoiser: Denoiser, rho: float, stages: int) -> None:
