@@ -219,6 +219,8 @@ def test_small_or_empty_volumes_are_named() -> None:
         ({"steps": 0}, "more than 0 minutes and steps"),
         ({"seed": -1}, "seed: expected 0 to"),
         ({"device": "nonsense"}, "device: expected cpu"),
+        ({"learning_rate": 0.0}, "learning rate above 0"),
+        ({"start": "brian"}, "--start: unknown prior 'brian': embedded are brain"),
         ({"out": Path("/dev/null/prior")}, "a file where a folder should be"),
         ({}, "a.nii.gz: expected a whole scan"),
         ({"exclude": ["a*"]}, "b.h5: expected a whole scan"),
@@ -248,3 +250,17 @@ def test_recon_train_makes_a_prior_and_continues(tmp_path: Path, monkeypatch: py
     assert denoiser.card["licence"] == "CC0"
     assert denoiser.card["recipe"]["validation"] == ["b.nii.gz"]
     assert denoiser.card["recipe"]["files"] == ["c.nii.gz"]
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step with a warming-up learning rate of 1e-9 leaves the weights where they were, to float16 rounding."""
+    monkeypatch.setattr("recon.train.VALIDATION_IMAGES", 1)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in ("a", "b"):
+        write_nifti(scans / f"{name}.nii.gz", ball().astype(np.float32), (5.0, 5.0, 5.0))
+    first = train(scans, out=tmp_path / "first", steps=1, name="first")
+    second = priors.load(train(scans, out=tmp_path / "second", steps=1, start=first, learning_rate=1e-9, seed=1))
+    for before, after in zip(priors.load(first).parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-6)
+    assert second.card["recipe"]["start"] == {"name": "first", "sha256": priors.load(first).card["sha256"]}
