@@ -137,6 +137,19 @@ class LinearOperator:
     def __neg__(self) -> LinearOperator:
         return Scaled(-1.0, self)
 
+    def svd(self) -> SVD:
+        """The singular value decomposition, where one is known.
+
+        Raises
+        ------
+        ValueError
+            If none is: it takes a structure that only some operators have.
+        """
+        raise ValueError(
+            f"no singular value decomposition is known of {self!r}; one is of dense matrices, single-coil Cartesian "
+            "MRI, identities, and multiples of these"
+        )
+
     def norm(self, *, iterations: int = 30, seed: int = 0) -> float:
         """Spectral norm, by the power method on A^H A: a lower bound that tightens with the iterations."""
         generator = torch.Generator(self.domain.device).manual_seed(seed)
@@ -152,6 +165,22 @@ class LinearOperator:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_arrow(self)})"
+
+
+@dataclass(frozen=True)
+class SVD:
+    """A = U diag(values) V^H.
+
+    Parameters
+    ----------
+    U, V : operators with orthonormal columns, from spectral coefficients to the codomain and to the domain of A.
+    values : singular values, 0 or more, in no order; they broadcast against the coefficients. What V does not reach, A
+        takes to 0.
+    """
+
+    U: LinearOperator
+    values: Tensor
+    V: LinearOperator
 
 
 def _arrow(operator: LinearOperator) -> str:
@@ -232,6 +261,11 @@ class Scaled(LinearOperator):
     def gram(self, x: Tensor) -> Tensor:
         return abs(self.scalar) ** 2 * self.operator.gram(x)
 
+    def svd(self) -> SVD:
+        svd, size = self.operator.svd(), abs(self.scalar)
+        phase = self.scalar / size if size > 0 else 1.0
+        return SVD(svd.U if phase == 1 else phase * svd.U, size * svd.values, svd.V)
+
 
 class Stack(LinearOperator):
     """(A_1; ...; A_n): several operators of one domain, their results stacked on a new first trailing axis.
@@ -278,6 +312,9 @@ class Identity(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return y
 
+    def svd(self) -> SVD:
+        return SVD(self, torch.ones((), dtype=self.domain.dtype.to_real(), device=self.domain.device), self)
+
 
 class Matrix(LinearOperator):
     """A dense matrix acting on the flattened domain; for small problems and tests.
@@ -300,3 +337,7 @@ class Matrix(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y @ self.matrix.conj()
+
+    def svd(self) -> SVD:
+        U, values, Vh = torch.linalg.svd(self.matrix, full_matrices=False)
+        return SVD(Matrix(U), values, Matrix(Vh.mH))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .fourier import fftc, ifftc
-from .linop import LinearOperator, Space
+from .linop import SVD, Identity, LinearOperator, Space
 from .sampling import readout_axes
 
 
@@ -87,6 +87,29 @@ class Sense(LinearOperator):
             result = result + sens_map.conj() * image
         assert isinstance(result, Tensor)
         return result
+
+    def svd(self) -> SVD:
+        """Of one coil whose map has the same modulus everywhere: V^H is the Fourier transform of the image times the
+        phase of the map, and the singular values are the mask times that modulus.
+
+        Raises
+        ------
+        ValueError
+            With several coils, several sets, or a map of varying modulus.
+        """
+        modulus = self.sens_maps.abs()
+        least, largest = (float(m) for m in modulus.aminmax())
+        sets, coils = self.sens_maps.shape[self._coil_axis - 1 : self._coil_axis + 1]
+        if sets > 1 or coils > 1 or not least > (1 - 1e-5) * largest:  # rounding of normalised maps
+            raise ValueError(
+                f"the singular value decomposition of SENSE is known for one set of one coil with a map of constant "
+                f"modulus, got {sets} sets of {coils} coils with moduli from {least:.4g} to {largest:.4g}; reconstruct "
+                "coil by coil, or choose a method that does without"
+            )
+        whole = torch.ones_like(self.mask)
+        return SVD(
+            Identity(self.codomain), largest * self.mask.to(modulus.dtype), Sense(whole, self.sens_maps / largest).H
+        )
 
     def _coils(self) -> Iterator[Tensor]:
         """The maps (..., set, y, x) of one coil after the other."""
