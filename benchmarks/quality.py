@@ -3,9 +3,13 @@
     python -m benchmarks.quality --data ../shared/data/mri --masks 10
 
 Reference: magnitude of all the data, their coil images combined with ESPIRiT maps of all the data. It carries the noise
-of the scan, and undersampled data share part of it. Maps for reconstructions are estimated from the undersampled data.
-The regularisation of the peers is tuned on the reference itself, for each scan, kind of mask and source of maps (the
-grid grows until its best is inside), on the first masks of each kind; ours is our default for everything.
+of the scan, and undersampled data share part of it: a method that keeps that noise looks better than it is. The samples
+that were not acquired have noise of their own. How well they are predicted (`Case.unseen`), the known power of their
+noise taken off, says what the error without noise would say, of that part of k-space.
+
+Maps for reconstructions are estimated from the undersampled data. The regularisation of the peers is tuned on the
+reference itself, for each scan, kind of mask and source of maps (the grid grows until its best is inside), on the first
+masks of each kind; ours is our default for everything.
 
 Cells are kept one by one in a JSON lines file: an interrupted run continues.
 """
@@ -14,9 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -26,8 +31,10 @@ from torch import Tensor
 
 import recon
 from benchmarks import peers
+from operators.fourier import fftc
 from operators.masks import MASKS
 from recon import metrics, mri
+from recon.coils import apply_coil_matrix, noise_factor, whitener
 from recon.methods import SCHEDULES, inputs_of, method_named
 from recon.methods.zero_filled import zero_filled
 from recon.noise import Noise
@@ -100,12 +107,30 @@ class Case:
         white = NoiseEstimate(torch.eye(scan.coils, dtype=self.kspace.dtype), "none")  # maps of the coils as measured
         prepared = mri.prepare(self.scan, noise=white)
         self.maps = prepared.sens_maps[0, 0] / prepared.scale
+        self.whitener = whitener(mri.noise_of(scan).covariance)
+        self.everything = torch.as_tensor(scan.kspace[:])[0]
 
     def quality(self, image: Tensor) -> dict[str, float]:
         return {
             "psnr_scaled": metrics.psnr_scaled(self.reference, image, self.inside),
             "ssim_scaled": metrics.ssim_scaled(self.reference, image, self.inside),
         }
+
+    def unseen(self, coil_images: Tensor) -> dict[str, float]:
+        """Power over power of the error of the samples that were not acquired, in dB, without their noise.
+
+        Parameters
+        ----------
+        coil_images : (coil, y, x) complex, of the coils as measured, up to one factor.
+        """
+        data, predicted = (
+            apply_coil_matrix(self.whitener, k, coil_axis=-3)[..., ~self.mask]
+            for k in (self.everything, fftc(coil_images, (-2, -1)))
+        )
+        factor = torch.vdot(predicted.flatten(), data.flatten()) / predicted.abs().square().sum()
+        noise = 2 * data.numel()
+        error, power = ((k.abs().square().sum() - noise).item() for k in (factor * predicted - data, data))
+        return {"unseen_db": 10 * math.log10(power / error)}
 
 
 def image_of(prepared: mri.PreparedMRI, x: Tensor) -> Tensor:
@@ -128,10 +153,10 @@ class Cells:
     def key(**of: Any) -> str:
         return json.dumps(of, sort_keys=True)
 
-    def get(self, compute: Callable[[], dict[str, float]], **of: Any) -> dict[str, Any]:
-        """The cell, computed if it has not been."""
+    def get(self, compute: Callable[[], dict[str, float]], *, figures: Sequence[str] = (), **of: Any) -> dict[str, Any]:
+        """The cell, computed if it has not been with those figures."""
         key = self.key(**of)
-        if key not in self.done:
+        if not {*figures} <= self.done.get(key, {}).keys() or key not in self.done:
             self.done[key] = {"of": of, **compute()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.done[key]) + "\n")
@@ -149,10 +174,12 @@ def ours(case: Case, method: str, *, prior: Any, samples: int) -> dict[str, floa
     start = time.perf_counter()
     x = function(**{name: given[name] for name in inputs_of(function)})
     seconds = time.perf_counter() - start
+    coils = apply_coil_matrix(noise_factor(case.noise.covariance), prepared.sens_maps[0, 0], coil_axis=-3)
     if "rng" not in given:
-        return case.quality(image_of(prepared, x)) | {"seconds": seconds}
+        return case.quality(image_of(prepared, x)) | case.unseen(coils * x[0, 0]) | {"seconds": seconds}
     images = torch.stack([image_of(prepared, sample) for sample in x])
-    return case.quality(images.mean(0)) | {"seconds": seconds / samples, "samples": samples}
+    figures = case.quality(images.mean(0)) | case.unseen(coils * x.mean(0)[0, 0])
+    return figures | {"seconds": seconds / samples, "samples": samples}
 
 
 def drawn(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -166,8 +193,9 @@ def drawn(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def peer(case: Case, name: str, maps: str, regularization: float) -> dict[str, float]:
     """A peer's method with the maps of that name."""
-    image, seconds = PEERS[name].reconstruct(case.kspace, MAPS[maps](case), regularization)
-    return case.quality(image.abs()) | {"seconds": seconds}
+    coils = MAPS[maps](case)
+    image, seconds = PEERS[name].reconstruct(case.kspace, coils, regularization)
+    return case.quality(image.abs()) | case.unseen(coils * image) | {"seconds": seconds}
 
 
 def tuned(cells: Cells, cases: list[Case], name: str, maps: str, of: dict[str, Any]) -> float:
@@ -195,7 +223,7 @@ def tuned(cells: Cells, cases: list[Case], name: str, maps: str, of: dict[str, A
 
 
 def summary(values: list[float]) -> str:
-    return f"{mean(values):.2f} ± {stdev(values):.2f} ({min(values):.2f})"
+    return f"{mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0:.2f} ({min(values):.2f})"
 
 
 def main() -> None:
@@ -227,6 +255,7 @@ def main() -> None:
                 row[name] = [
                     cells.get(
                         lambda case=case, name=name: ours(case, name, prior=prior, samples=arguments.samples),
+                        figures=["unseen_db"],
                         **of,
                         index=i,
                         method=name,
@@ -242,6 +271,7 @@ def main() -> None:
                             lambda case=case, name=name, maps=maps, regularization=regularization: peer(
                                 case, name, maps, regularization
                             ),
+                            figures=["unseen_db"] if "bart" in name else [],
                             **of,
                             index=i,
                             method=name,
@@ -255,20 +285,23 @@ def main() -> None:
     header = (
         f"# Quality on measured scans\n\n`python -m benchmarks.quality {' '.join(sys.argv[1:])}`, {machine}\n\n"
         "PSNR in dB and SSIM inside the object after least-squares scaling, mean ± spread (worst) over "
-        f"{arguments.masks} masks of each kind. Reference: all the data, with the scan's noise.\n\n"
+        f"{arguments.masks} masks of each kind. Reference: all the data, with the scan's noise. Unseen: signal over "
+        "error, in dB, of the samples that were not acquired, their noise taken off. Samplers: mean of "
+        f"{arguments.samples} samples, seconds for one.\n\n"
     )
     arguments.report.write_text(header + report(rows))
 
 
 def report(rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]]) -> str:
     """A table in Markdown."""
-    lines = ["| scan | mask | method | PSNR | SSIM | seconds |", "|---|---|---|---|---|---|"]
+    lines = ["| scan | mask | method | PSNR | SSIM | unseen | seconds |", "|---|---|---|---|---|---|---|"]
     for (scan, kind), methods in rows.items():
         for name, found in methods.items():
             psnr = summary([cell["psnr_scaled"] for cell in found])
             ssim = f"{mean(cell['ssim_scaled'] for cell in found):.3f}"
             seconds = f"{mean(cell['seconds'] for cell in found):.2f}"
-            lines.append(f"| {scan} | {kind} | {name} | {psnr} | {ssim} | {seconds} |")
+            unseen = summary([c["unseen_db"] for c in found]) if all("unseen_db" in c for c in found) else ""
+            lines.append(f"| {scan} | {kind} | {name} | {psnr} | {ssim} | {unseen} | {seconds} |")
     return "\n".join(lines) + "\n"
 
 
