@@ -15,6 +15,7 @@ root mean square error of that image.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -50,20 +51,59 @@ def karras(steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) 
     return _to_zero((sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho)
 
 
-def ddpm(steps: int) -> Tensor:
+def ddpm(steps: int, *, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Tensor:
     """The variance-preserving levels of DDPM (beta from 1e-4 to 0.02 over 1000 timesteps) at `steps` even timesteps.
 
-    From timestep 1000 - 1000 / steps (sigma about 100) to timestep 0 (sigma = 0.01), then 0; shape (steps + 1,).
+    From timestep 1000 - 1000 / steps (sigma about 100) to timestep 0 (sigma = 0.01), then 0; shape (steps + 1,). Within
+    the range of a prior, sigma_min to sigma_max, the even timesteps are those of the part of the 1000 that lies in it.
+
+    Raises
+    ------
+    ValueError
+        If that part has fewer than `steps`.
 
     References
     ----------
     Ho et al., NeurIPS 2020; the even timesteps: Song et al. (DDIM), ICLR 2021.
     """
-    if not 1 <= steps <= 1000:
-        raise InputError(f"ddpm: expected 1 to 1000 steps, got {steps}")
+    levels, first, end = _ddpm_levels(steps, sigma_min, sigma_max)
+    timesteps = first + torch.arange(steps - 1, -1, -1) * (end - first) // steps
+    return _to_zero(levels[timesteps])
+
+
+def ddpm_quadratic(steps: int, *, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Tensor:
+    """The levels of DDPM at timesteps of even squares, closest at high noise: from timestep 999 (sigma = 157) to 0.
+
+    In all else as `ddpm`.
+
+    Raises
+    ------
+    ValueError
+        Also if two of them fall on one timestep: more than about 500 steps of the whole range.
+
+    References
+    ----------
+    DiffPIR: Zhu et al., CVPR Workshops 2023.
+    """
+    levels, first, end = _ddpm_levels(steps, sigma_min, sigma_max)
+    timesteps = torch.linspace(end**2, first**2, steps, dtype=torch.float64).sqrt().long()
+    timesteps[0] = end - 1
+    if (timesteps.diff() >= 0).any():
+        raise InputError(f"ddpm_quadratic: {steps} steps fall twice on one of {end - first} timesteps; take fewer")
+    return _to_zero(levels[timesteps])
+
+
+def _ddpm_levels(steps: int, sigma_min: float, sigma_max: float) -> tuple[Tensor, int, int]:
+    """sigma at the 1000 timesteps of DDPM; the first and the last (exclusive) of those from sigma_min to sigma_max."""
     abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-    timesteps = torch.arange(steps - 1, -1, -1) * 1000 // steps
-    return _to_zero(((1 - abar) / abar).sqrt()[timesteps])
+    levels = ((1 - abar) / abar).sqrt()
+    first, end = int((levels < sigma_min).sum()), int((levels <= sigma_max).sum())
+    if not 1 <= steps <= end - first:
+        raise InputError(
+            f"ddpm: {max(end - first, 0)} of the 1000 timesteps have a sigma from {sigma_min:.4g} to {sigma_max:.4g}; "
+            f"expected at least 1 step and at most so many, got {steps}"
+        )
+    return levels, first, end
 
 
 def start_at(sigmas: Tensor, sigma: float) -> Tensor:

@@ -113,7 +113,7 @@ def test_refuses_schedules_that_do_not_exist():
         geometric(0, sigma_min=0.01, sigma_max=1)
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
         karras(10, sigma_min=2, sigma_max=1)
-    with pytest.raises(ValueError, match="1 to 1000 steps"):
+    with pytest.raises(ValueError, match="at least 1 step"):
         ddpm(1001)
 
 
