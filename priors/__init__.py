@@ -1,6 +1,19 @@
 """Priors: denoisers D(x, sigma) = E[x0 | x0 + sigma n = x], the networks behind them, and their training."""
 
-from priors.denoiser import EDM, VE, VP, Denoiser, V, affine, along, check_domain, check_finite, chunked, real_imag
+from priors.denoiser import (
+    EDM,
+    VE,
+    VP,
+    Denoiser,
+    V,
+    affine,
+    along,
+    bf16,
+    check_domain,
+    check_finite,
+    chunked,
+    real_imag,
+)
 from priors.library import load, names, save
 
 __all__ = [
@@ -11,6 +24,7 @@ __all__ = [
     "V",
     "affine",
     "along",
+    "bf16",
     "check_domain",
     "check_finite",
     "chunked",

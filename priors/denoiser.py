@@ -341,6 +341,23 @@ class chunked:
             )
 
 
+class bf16:
+    """A prior whose network computes in bfloat16, with images in single precision around it.
+
+    Three times as fast where a processor has matrix instructions for it (AMX), slower where it has none. Its rounding
+    moves a result of the prior `brain` by 0.1 % (sigma 1) to 6 % (sigma 0.003) of the noise, an eighth or less of the
+    error that remains anyway.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.ndim, self.is_complex = denoiser, denoiser.ndim, denoiser.is_complex
+        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.denoiser(x, sigma)
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """CUDA has a class of its own for it; the CPU allocator says so in words."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
