@@ -154,7 +154,7 @@ def _of_noise_scan(noise: Tensor, coils: int) -> Tensor:
             f"got {noise.shape[1]}; leave it out to estimate from the data"
         )
     _check_coils(noise, "noise scan")
-    covariance: Tensor = torch.cov(noise) / 2
+    covariance: Tensor = torch.cov(noise).reshape(coils, coils) / 2  # of one coil torch gives a number
     return covariance
 
 

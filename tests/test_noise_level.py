@@ -85,6 +85,12 @@ def test_noise_scan() -> None:
     assert "noise scan of 20000 samples" in found.source
 
 
+def test_noise_scan_of_one_coil() -> None:
+    found = noise_covariance(randn(1, 1, *SHAPE), full(), noise=3 * randn(1, 20000))
+    assert found.covariance.shape == (1, 1)
+    assert float(found.covariance.real) == pytest.approx(9, rel=0.05)  # 0.01 is one standard error
+
+
 @pytest.mark.parametrize(
     ("scan", "message"),
     [
