@@ -108,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     loaded = priors.load(arguments.prior)
-    prior = priors.chunked(loaded, 2**19)
+    prior = priors.chunked(loaded, 2**16)
     cells = Cells(arguments.cells)
     of = {"prior": loaded.card["sha256"][:12], "samples": arguments.samples, "steps": arguments.steps}
     rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}

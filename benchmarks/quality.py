@@ -242,7 +242,7 @@ def main() -> None:
     if any("denoiser" in inputs_of(method_named(name)) for name in arguments.methods):
         import priors
 
-        prior = priors.chunked(priors.load(arguments.prior), 2**19)
+        prior = priors.chunked(priors.load(arguments.prior), 2**16)
 
     rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for scan_name in SCANS:

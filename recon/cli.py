@@ -79,6 +79,9 @@ def reconstruct(
     coils: Annotated[int | None, typer.Option(help="Compress to so many virtual coils.")] = None,
     sets: Annotated[int, typer.Option(help="ESPIRiT map sets; 2 if the object exceeds the field of view.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="Of the prior's network: float32, or bf16, faster where there are instructions for it.")
+    ] = "float32",
     check: Annotated[
         bool, typer.Option(help="For samplers: look if the prior suits the data (costs 4 samples of one slice).")
     ] = True,
@@ -105,6 +108,7 @@ def reconstruct(
             coils=coils,
             sets=sets,
             device=device,
+            precision=precision,
             check=check,
             out=out,
             overwrite=overwrite,

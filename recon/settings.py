@@ -31,6 +31,7 @@ class Settings:
     coils : virtual coils to compress to, None for all.
     sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
     device : where to compute, "cpu" or "cuda".
+    precision : in which the prior's network computes, "float32" or "bf16" (see priors.bf16).
     check : for methods that draw samples: whether to look if the prior suits the data. It costs 4 samples of one slice.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     coils: int | None = None
     sets: int = 1
     device: str = "cpu"
+    precision: str = "float32"
     check: bool = True
 
     def resolved(self) -> Settings:
@@ -63,6 +65,8 @@ class Settings:
         idle = [name for name in ("samples", "prior", "steps") if getattr(self, name) is not None]
         if idle and not draws:
             raise InputError(f"{', '.join(idle)}: {self.method} draws no samples; leave it out, or use dds, say")
+        if self.precision != "float32" and "denoiser" not in inputs_of(method_named(self.method)):
+            raise InputError(f"precision: {self.method} has no network; leave it out")
         if self.mask is None and (self.acceleration is not None or self.mask_options):
             raise InputError("acceleration: expected a mask to undersample with, got none; give mask='random', say")
         if self.mask is not None:
@@ -81,6 +85,8 @@ class Settings:
                 raise InputError(f"{name}: expected at least 1, got {value}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
+        if self.precision not in ("float32", "bf16"):
+            raise InputError(f"precision: expected float32 or bf16, got {self.precision!r}")
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", self.device):
             raise InputError(f"device: expected cpu, cuda, cuda:N or mps, got {self.device!r}")
         try:

@@ -214,6 +214,14 @@ def test_samples_do_not_depend_on_their_number(file: Path, monkeypatch: pytest.M
     assert not torch.equal(reconstruct(file, **fixed_mask).samples, reconstruct(file, seed=1, **fixed_mask).samples)
 
 
+def test_precision_is_that_of_the_network(file: Path) -> None:
+    arguments = {"method": "dds", "mask": "random", "steps": 5, "samples": 1, "slices": (0, 1), "check": False}
+    full, rounded = (reconstruct(file, precision=precision, **arguments) for precision in ("float32", "bf16"))
+    assert rounded.run["arguments"]["precision"] == "bf16"
+    difference = (full.mean - rounded.mean).norm() / full.mean.norm()
+    assert 0 < difference < 0.02  # 5 evaluations, each of which moves by a few per cent of its noise
+
+
 def test_every_sampler_has_a_schedule() -> None:
     assert {name for name, method in METHODS.items() if "sigmas" in inputs_of(method)} == set(SCHEDULES)
 
@@ -374,6 +382,8 @@ def test_bad_settings_are_refused_before_the_file_is_looked_at(tmp_path: Path) -
         ({"device": "meta"}, "device: expected cpu"),
         ({"device": "cuda:99"}, "device"),
         ({"device": "toaster"}, "device"),
+        ({"method": "dds", "precision": "half"}, "precision: expected float32 or bf16, got 'half'"),
+        ({"method": "tv", "precision": "bf16"}, "precision: tv has no network"),
         ({"method": "tv", "options": {"sparkle": 1}}, "unknown option 'sparkle'; expected among: regularization="),
         ({"method": "tv", "options": {"iterations": 1.5}}, "option iterations expects int, got 1.5"),
         ({"method": "tv", "options": {"iterations": True}}, "option iterations expects int, got True"),
