@@ -220,6 +220,42 @@ def train(
     console.print(f"prior in {card}; use it with --prior {card}", soft_wrap=True)
 
 
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="NIfTI of a head: FreeSurfer labels, or a magnitude image.")],
+    out: Annotated[Path, typer.Option(help="The scan, a fastMRI HDF5 file.")] = Path("scan.h5"),
+    shape: Annotated[str, typer.Option(help="Y,X of k-space.")] = "230,180",
+    slices: Annotated[int, typer.Option(help="How many, one above the other.")] = 1,
+    position: Annotated[float, typer.Option(help="Of their middle, from 0 (low in the brain) to 1.")] = 0.5,
+    coils: Annotated[int, typer.Option(help="Loops around the head.")] = 8,
+    noise: Annotated[float, typer.Option(help="Standard deviation, over the 99th percentile of the image.")] = 0.01,
+    pixel: Annotated[float, typer.Option(help="In mm.")] = 1.0,
+    thickness: Annotated[float, typer.Option(help="Of a slice, in mm.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of contrast, phase, coils and noise.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a scan that is there.")] = False,
+) -> None:
+    """Simulate a fully sampled scan whose truth is known, on a finer grid and with coils of its own."""
+    from .io.scan_writer import write_scan
+    from .simulation import simulate as run
+    from .training_volumes import read_volume
+
+    scan = run(
+        read_volume(file),
+        shape=parse_shape(shape),
+        slices=slices,
+        position=position,
+        coils=coils,
+        noise=noise,
+        pixel=pixel,
+        thickness=thickness,
+        seed=seed,
+        name=file.name,
+    )
+    write_scan(out, scan, overwrite=overwrite)
+    count = f"{slices} slice{'s' * (slices > 1)}, {coils} coils, {scan.shape[0]} x {scan.shape[1]}"
+    console.print(f"{count}, fully sampled, with its truth, in {_plain(str(out))}", soft_wrap=True)
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A bar with the time left, shown while the block runs."""
@@ -290,6 +326,16 @@ def parse_slices(text: str | None) -> tuple[int, int] | None:
     if not (first.isdigit() and last.isdigit()):
         raise InputError(f"--slices: expected FIRST:LAST such as 0:3, got {text!r}")
     return int(first), int(last)
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """Y,X as two numbers."""
+    from .errors import InputError
+
+    y, _, x = text.partition(",")
+    if not (y.isdigit() and x.isdigit()):
+        raise InputError(f"--shape: expected Y,X such as 230,180, got {text!r}")
+    return int(y), int(x)
 
 
 def _value(text: str) -> bool | int | float | str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon.errors import InputError
+from recon.errors import InputError, MissingFileError
 from recon.training_images import Volume
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
@@ -68,6 +68,20 @@ def reading(path: Path) -> Iterator[None]:
             f"{path}: expected a whole scan, came one that cannot be read ({' '.join(str(error).split())}); copy it "
             "again or leave it out (exclude)"
         ) from error
+
+
+def read_volume(path: Path) -> Volume:
+    """One NIfTI file, an image or a label map.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        If it is not there; if it cannot be read.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: expected a file, came a path where there is none; check its spelling")
+    with reading(path):
+        return read_nifti(path)
 
 
 def read_nifti(path: Path) -> Volume:

@@ -105,6 +105,7 @@ def read(path: Path) -> MRIScan:
         header = read_header(file)
         wanted = "reconstruction_rss" if file["kspace"].ndim == 4 else "reconstruction_esc"
         reference = HDF5Array(path, wanted, tuple(file[wanted].shape)) if wanted in file else None
+        noise = np.asarray(file["noise"]) if "noise" in file else None  # not of fastMRI, but of `scan_writer`
     spatial, notes = (kspace.shape[-2], kspace.shape[-1]), list[str]()
     geometry = Geometry.from_xml(header.get("ismrmrd_header"), spatial, notes)
     acquirable = None if geometry.columns is None else acquirable_columns(kspace, geometry.columns, notes)
@@ -123,6 +124,7 @@ def read(path: Path) -> MRIScan:
         mask_source=source,
         recon_shape=crop_size(spatial, geometry.recon_shape, reference, notes),
         voxel_size=geometry.voxel_size,
+        noise=noise,
         reference=reference,
         name=path.stem,
         header=header,
