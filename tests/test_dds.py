@@ -20,7 +20,9 @@ from operators.fourier import ifftc
 from operators.linop import Matrix
 from operators.mri import sense
 from recon.likelihood import Gaussian
-from recon.methods.dds import consistent_diffusion, dds, dds_hard, dds_levels, proximal
+from recon.methods import METHODS, SCHEDULES, options_of
+from recon.methods.classical import l1_wavelet
+from recon.methods.dds import dds, dds_hard, dds_levels, dds_published, dds_warm, warm_levels
 from recon.methods.diffusion import Counted, NonFiniteError
 from recon.methods.split_gibbs import couplings
 from recon.noise import Noise
@@ -33,14 +35,6 @@ def _one_thread():
     torch.set_num_threads(1)  # the problems are tiny
     yield
     torch.set_num_threads(threads)
-
-
-def fixed_gamma(p, sigmas, eta):
-    """The form of the paper: gamma = 1 at every level."""
-    consistency = proximal(p.likelihood, lambda sigma: p.sigma_y**2, iterations=5)
-    return lambda rng: consistent_diffusion(
-        consistency, p.denoiser, sigmas, p.likelihood.A.domain.zeros(len(rng)), rng=rng, eta=eta
-    )
 
 
 # --- schedules ---------------------------------------------------------------------------------------------------
@@ -120,7 +114,7 @@ def test_refuses_schedules_that_do_not_exist():
 # --- against the closed form -------------------------------------------------------------------------------------
 
 
-def recursion(p, sigmas, eta, *, hard=False):
+def recursion(p, sigmas, eta, *, hard=False, tau=lambda sigma: sigma**2):
     """Mean and covariance that DDS must have on a Gaussian problem: every step is affine, x <- J x + b + noise."""
     A, y, identity = dense(p.likelihood.A), p.likelihood.y.flatten(), torch.eye(len(p.covariance), dtype=p.mean.dtype)
     mu = p.mean.flatten()
@@ -133,8 +127,8 @@ def recursion(p, sigmas, eta, *, hard=False):
             W = identity - torch.linalg.pinv(A) @ A
             b = torch.linalg.pinv(A) @ y
         else:
-            W = torch.linalg.inv(identity + sigma**2 * A.mH @ A)
-            b = W @ (sigma**2 * A.mH @ y)
+            W = torch.linalg.inv(identity + tau(sigma) * A.mH @ A)
+            b = W @ (tau(sigma) * A.mH @ y)
         J = W @ K + keep * (identity - K)
         m = W @ x0 + b + keep * (m - x0)
         covariance = J @ covariance @ J.mH + (sigma_next * eta) ** 2 * identity
@@ -160,6 +154,19 @@ def test_hard_form_follows_the_recursion(eta):
         assert torch.allclose(found, expected, atol=1e-10)  # rounding
 
 
+@pytest.mark.parametrize("p", [reference_problem(), multicoil_problem(shape=(4, 3))], ids=["real", "multicoil"])
+@pytest.mark.parametrize(("gamma", "eta"), [(1.0, 0.85), (4.0, 0.0)])
+def test_published_form_follows_the_recursion(p, gamma, eta):
+    sigmas, norm = ddpm(10, sigma_max=10), torch.linalg.matrix_norm(dense(p.likelihood.A), 2)
+    A = p.likelihood.A
+    A.norm = lambda: float(norm)  # the power method is not that exact
+    moments = exact_moments(
+        lambda rng: dds_published(p.likelihood, p.denoiser, sigmas, rng=rng, gamma=gamma, eta=eta, iterations=30)
+    )
+    for found, expected in zip(moments, recursion(p, sigmas, eta, tau=lambda _: gamma / norm**2), strict=True):
+        assert torch.allclose(found, expected, atol=1e-10)  # rounding
+
+
 def test_variance_preserving_steps_are_the_same_algorithm():
     """DDS as published, in its own coordinates: x_vp = sqrt(abar) x0 + sqrt(1 - abar) n."""
     p, eta = reference_problem(), 0.85
@@ -176,7 +183,7 @@ def test_variance_preserving_steps_are_the_same_algorithm():
             x = a_next.sqrt() * x0 + (1 - a_next).sqrt() * noise
         return x
 
-    ours = fixed_gamma(p, sigmas, eta)(Noise(0, range(3)))
+    ours = dds_published(p.likelihood, p.denoiser, sigmas, rng=Noise(0, range(3)), eta=eta)
     assert torch.allclose(ours, published(Noise(0, range(3))), atol=1e-10)  # rounding
 
 
@@ -185,7 +192,7 @@ def test_table_fixed_gamma(eta, mean, cov):
     """gamma = 1, 50 steps. The official code drops the noise of its last but one step: (0.0, 0.85, 1.0) it then has
     (.099, .183, .224) and (.534, .482, .365), which benchmarks/oracle.py shows."""
     p = reference_problem()
-    found = p.error(*exact_moments(fixed_gamma(p, ddpm(50), eta)))
+    found = p.error(*exact_moments(lambda rng: dds_published(p.likelihood, p.denoiser, ddpm(50), rng=rng, eta=eta)))
     assert found == pytest.approx((mean, cov), abs=5e-4)  # the digits of the table
 
 
@@ -246,6 +253,34 @@ def test_early_start_from_the_posterior_mean():
     assert error < 0.15  # no worse than the whole schedule (0.116) and two Monte Carlo errors of 0.016
     with pytest.raises(ValueError, match="x0_start"):
         dds(p.likelihood, p.denoiser, sigmas, rng=Noise(0, [0]), x0_start=torch.zeros(7, dtype=torch.float64))
+
+
+def test_warm_start_is_dds_from_the_wavelet_image():
+    p = multicoil_problem()
+    counted = Counted(p.denoiser)
+    sigmas = warm_levels(p.likelihood, p.denoiser)
+    x = dds_warm(p.likelihood, counted, sigmas, rng=Noise(1, [3, 5]), start=0.2, eta=0.5)
+    assert counted.evaluations == int((sigmas <= 0.2).sum()) - 1
+    image, kept = l1_wavelet(p.likelihood), start_at(sigmas, 0.2)
+    assert torch.equal(x, dds(p.likelihood, p.denoiser, kept, rng=Noise(1, [3, 5]), eta=0.5, x0_start=image))
+    alone = dds_warm(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]), start=0.2, eta=0.5)
+    assert torch.allclose(x[1], alone[0], atol=1e-10)  # rounding
+    with pytest.raises(ValueError, match="no level at or below"):
+        dds_warm(p.likelihood, p.denoiser, sigmas, rng=Noise(0, [0]), start=1e-4)
+
+
+@pytest.mark.parametrize("evaluations", [19, 49, 99])
+def test_published_settings_take_their_evaluations(evaluations):
+    p, name = reference_problem(), f"dds-{evaluations}"
+    p.denoiser.sigma_min, p.denoiser.sigma_max = 0.002, 10.0  # of the embedded prior, below that of DDPM
+    assert options_of(METHODS[name]) == {"gamma": 1.0, "eta": 0.85, "iterations": 5}
+    counted, rng = Counted(p.denoiser), Noise(0, range(2))
+    x = METHODS[name](
+        likelihood=p.likelihood, denoiser=counted, sigmas=SCHEDULES[name](p.likelihood, p.denoiser, None), rng=rng
+    )
+    assert counted.evaluations == evaluations
+    assert x.shape == (2, 8)
+    assert len(SCHEDULES[name](p.likelihood, p.denoiser, 7)) == 8
 
 
 def test_one_evaluation_per_step_and_a_callback_each():

