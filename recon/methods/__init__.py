@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..likelihood import Gaussian
 from .classical import cg_sense, l1_wavelet, total_variation
 from .dds import dds, dds_hard, dds_levels, dds_published, dds_warm, published_levels, warm_levels
+from .peers import bart_l1_wavelet, bart_tv, sigpy_l1_wavelet, sigpy_tv
 from .split_gibbs import couplings, split_gibbs
 from .zero_filled import root_sum_of_squares, zero_filled
 
@@ -42,6 +43,10 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "cg-sense": cg_sense,
     "l1-wavelet": l1_wavelet,
     "tv": total_variation,
+    "bart-l1-wavelet": bart_l1_wavelet,
+    "bart-tv": bart_tv,
+    "sigpy-l1-wavelet": sigpy_l1_wavelet,
+    "sigpy-tv": sigpy_tv,
     "dds": dds,
     "dds-hard": dds_hard,
     "dds-19": preset(dds_published, "DDS as published (gamma 1, eta 0.85), 19 network evaluations."),
