@@ -229,7 +229,7 @@ def simulate(
     position: Annotated[float, typer.Option(help="Of their middle, from 0 (low in the brain) to 1.")] = 0.5,
     coils: Annotated[int, typer.Option(help="Loops around the head.")] = 8,
     noise: Annotated[float, typer.Option(help="Standard deviation, over the 99th percentile of the image.")] = 0.01,
-    pixel: Annotated[float, typer.Option(help="In mm.")] = 1.0,
+    pixel: Annotated[float | None, typer.Option(help="In mm; by default the head fills 7/8 of the image.")] = None,
     thickness: Annotated[float, typer.Option(help="Of a slice, in mm.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Of contrast, phase, coils and noise.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a scan that is there.")] = False,

@@ -137,7 +137,7 @@ def describe_interval(count: int, *, level: float = 0.9) -> str:
     if j >= 2:
         return (
             f"interval between the order statistics {j} and {count + 1 - j} of {count}, which covers "
-            f"{100 * _nominal(count, level):.1f} % (at least {100 * level:g} %) whatever the distribution"
+            f"{100 * nominal_coverage(count, level):.1f} % (at least {100 * level:g} %) whatever the distribution"
         )
     return (
         f"{100 * level:g} % interval mean +- {_student_t(count, level):.2f} s sqrt(1 + 1/{count}) (Student t, as "
@@ -152,7 +152,7 @@ def _rank(count: int, level: float) -> int:
     return math.floor((count + 1) * (1 - level) / 2 + 1e-9)  # 40 * (1 - 0.9) / 2 is 2, but not in floating point
 
 
-def _nominal(count: int, level: float) -> float:
+def nominal_coverage(count: int, level: float) -> float:
     """Coverage that the interval of `count` draws is made for: at least `level`."""
     j = _rank(count, level)
     return (count + 1 - 2 * j) / (count + 1) if j >= 2 else level
@@ -233,6 +233,31 @@ def predictive_coverage(
     ----------
     Gelman, Meng, Stern, Statistica Sinica 6, 733 (1996) (predictive draws).
     """
+    target, draws, scale = predictive_draws(samples, reference, inside, rng=rng, acquired=acquired, combine=combine)
+    coverage, width = [], []
+    for level in levels:
+        lower, upper = interval(draws, level=level)
+        coverage.append(float(((lower <= target) & (target <= upper)).double().mean()))
+        width.append(float((upper - lower).double().mean() / target.double().mean()))
+    nominal = tuple(nominal_coverage(len(samples), level) for level in levels)
+    return Coverage(tuple(levels), nominal, tuple(coverage), tuple(width), scale, len(samples))
+
+
+def predictive_draws(
+    samples: Tensor,
+    reference: Gaussian,
+    inside: Tensor,
+    *,
+    rng: Randn,
+    acquired: Tensor | None = None,
+    combine: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, float]:
+    """The reference and predictive draws of it in the object; what `predictive_coverage` compares, its parameters.
+
+    Returns
+    -------
+    target (pixel,), draws (sample, pixel), both of the pixels inside, and the scale that the draws were given.
+    """
     A, y = reference.A, reference.y
     if len(samples) < 2:
         raise InputError(f"predictive_coverage: expected at least 2 samples, got {len(samples)}; draw more")
@@ -243,12 +268,4 @@ def predictive_coverage(
         predicted = torch.where(acquired, y, predicted)
     target, draws = to_image(y), to_image(predicted)
     scale = fit_scale(target, draws.mean(0), inside)
-    target, draws = target[inside], scale * draws[:, inside]
-
-    coverage, width = [], []
-    for level in levels:
-        lower, upper = interval(draws, level=level)
-        coverage.append(float(((lower <= target) & (target <= upper)).double().mean()))
-        width.append(float((upper - lower).double().mean() / target.double().mean()))
-    nominal = tuple(_nominal(len(samples), level) for level in levels)
-    return Coverage(tuple(levels), nominal, tuple(coverage), tuple(width), scale, len(samples))
+    return target[inside], scale * draws[:, inside], scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from .errors import InputError
 from .mri import MRIScan, centre
 from .training_images import Rng, Volume
 
+# Part of the field of view that the object fills where the size of pixels is left open.
+_FILL = 7 / 8
 # Samples of the noise record.
 _NOISE_SAMPLES = 4096
 # Part of the coils' noise that comes from the body, which they share.
@@ -35,7 +38,7 @@ def simulate(
     position: float = 0.5,
     coils: int = 8,
     noise: float = 0.01,
-    pixel: float = 1.0,
+    pixel: float | None = None,
     thickness: float = 3.0,
     oversampling: int = 3,
     seed: int = 0,
@@ -63,7 +66,7 @@ def simulate(
     coils : loops around the head.
     noise : standard deviation per real component in every coil, relative to the 99th percentile of the truth. The
         scan's `noise` is a record of 4096 samples (none for 0).
-    pixel, thickness : of the image, in mm.
+    pixel, thickness : of the image, in mm. None: the object fills 7/8 of the field of view along the tighter axis.
     oversampling : cells per pixel along each axis, at least 2.
     seed : of everything that is drawn; the same scan comes again on any machine.
     name : of the scan.
@@ -82,6 +85,8 @@ def simulate(
     rng = np.random.default_rng((seed, 0))
     heights = slice_heights(volume, slices, position, thickness)
     head = Anatomy(volume, heights, rng=rng)
+    if pixel is None:
+        pixel = max(2 * half / (_FILL * n) for half, n in zip(head.half_extent, shape, strict=True))
     fine = (oversampling * shape[0], oversampling * shape[1])
     y, x = (_positions(n, pixel / oversampling) for n in fine)
     objects = [
@@ -125,6 +130,48 @@ def simulate(
         header={"simulation": f"{name}, seed {seed}, {coils} coils, noise {noise:g} of the 99th percentile"},
         notes=("simulated: the reference is the noise-free truth",),
     )
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Where simulated scans of one slice are drawn from: what varies from scan to scan, and in which range.
+
+    The slice's position in the brain is uniform, the noise log-uniform; contrast (of labels), texture, phase, echo time,
+    coils and noise are drawn as `simulate` does.
+
+    Parameters
+    ----------
+    shape, coils, thickness : as of `simulate`.
+    noise : its least and largest level.
+    """
+
+    shape: tuple[int, int] = (230, 180)
+    coils: int = 8
+    noise: tuple[float, float] = (0.005, 0.02)
+    thickness: float = 3.0
+
+    def draw(self, volume: Volume, *, seed: int, index: int, name: str) -> MRIScan:
+        """Scan `index` of the series that the seed names, of a volume.
+
+        Raises
+        ------
+        InputError
+            As `simulate`, and if the range of the noise is empty or not positive.
+        """
+        low, high = self.noise
+        if not 0 < low <= high < math.inf:
+            raise InputError(f"noise: expected a range LOW,HIGH of positive levels, got {low:g},{high:g}")
+        rng = np.random.default_rng((seed, 3, index))
+        return simulate(
+            volume,
+            shape=self.shape,
+            coils=self.coils,
+            thickness=self.thickness,
+            position=float(rng.uniform()),
+            noise=math.exp(rng.uniform(math.log(low), math.log(high))),
+            seed=int(rng.integers(2**32)),
+            name=name,
+        )
 
 
 def fourier_samples(cells: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -229,7 +276,7 @@ def _check(
     position: float,
     coils: int,
     noise: float,
-    pixel: float,
+    pixel: float | None,
     thickness: float,
     oversampling: int,
 ) -> None:
@@ -239,7 +286,7 @@ def _check(
         ("position", position, 0 <= position <= 1, "0 to 1"),
         ("coils", coils, coils >= 1, "at least 1"),
         ("noise", noise, 0 <= noise < math.inf, "a finite number, 0 or more"),
-        ("pixel", pixel, 0 < pixel < math.inf, "mm, above 0"),
+        ("pixel", pixel, pixel is None or 0 < pixel < math.inf, "mm, above 0"),
         ("thickness", thickness, 0 < thickness < math.inf, "mm, above 0"),
         ("oversampling", oversampling, oversampling >= 2, "at least 2: with 1 the grid would be that of the image"),
     ]
