@@ -85,7 +85,7 @@ CAVEATS: dict[str, str] = {"dds": _UNDER_DISPERSED.format("DDS"), "dds-hard": _U
 CAVEATS |= {"dds-warm": _UNDER_DISPERSED.format("DDS"), **dict.fromkeys(("dds-19", "dds-49", "dds-99"), _FIXED_GAMMA)}
 CAVEATS |= {
     "score-ald": (
-        "score-ald is slightly too wide at its default number of levels: where the posterior is known (Gaussian priors) "
+        "score-ald is slightly too wide with its own number of levels: where the posterior is known (Gaussian priors) "
         "its samples hold 1.01 to 1.09 of the variance, about a mean that is off by up to 0.24 standard deviations."
     ),
     "score-ald-published": (
