@@ -72,22 +72,22 @@ def ddpm(steps: int, *, sigma_min: float = 0.0, sigma_max: float = math.inf) -> 
 
 
 def ddpm_quadratic(steps: int, *, sigma_min: float = 0.0, sigma_max: float = math.inf) -> Tensor:
-    """The levels of DDPM at timesteps of even squares, closest at high noise: from timestep 999 (sigma = 157) to 0.
+    """The levels of DDPM at timesteps t of even (999 - t)^2, closest at low noise: from 999 (sigma = 157) to 0.
 
-    In all else as `ddpm`.
+    Within the range of a prior as `ddpm`; the first and the last of its timesteps are included.
 
     Raises
     ------
     ValueError
-        Also if two of them fall on one timestep: more than about 500 steps of the whole range.
+        As `ddpm`, and if two of them fall on one timestep: more than about 500 steps of the whole range.
 
     References
     ----------
     DiffPIR: Zhu et al., CVPR Workshops 2023.
     """
     levels, first, end = _ddpm_levels(steps, sigma_min, sigma_max)
-    timesteps = torch.linspace(end**2, first**2, steps, dtype=torch.float64).sqrt().long()
-    timesteps[0] = end - 1
+    below = torch.linspace(0, (end - first) ** 2, steps, dtype=torch.float64).sqrt().long()
+    timesteps = (end - 1 - below).clamp_min(first)  # the last would be one below the range
     if (timesteps.diff() >= 0).any():
         raise InputError(f"ddpm_quadratic: {steps} steps fall twice on one of {end - first} timesteps; take fewer")
     return _to_zero(levels[timesteps])

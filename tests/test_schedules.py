@@ -34,8 +34,8 @@ def test_even_timesteps_within_the_range():
 
 
 def test_timesteps_of_even_squares():
-    published = [*(math.isqrt(k * 1000**2 // 19) for k in range(19)), 999]  # as DiffPIR has them
-    assert torch.allclose(ddpm_quadratic(20), levels_of(reversed(published)), rtol=1e-12)
+    published = [*(999 - math.isqrt(k * 1000**2 // 19) for k in range(19)), 0]  # as DiffPIR has them
+    assert torch.allclose(ddpm_quadratic(20), levels_of(published), rtol=1e-12)
     assert torch.allclose(ddpm_quadratic(1), levels_of([999]), rtol=1e-12)
 
 
