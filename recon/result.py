@@ -31,7 +31,7 @@ from .io.writers import (
 )
 from .methods import CAVEATS, inputs_of, method_named
 from .mri import MRIScan
-from .posterior import magnitude, summarize
+from .posterior import Coverage, magnitude, summarize
 from .settings import Settings
 
 
@@ -46,6 +46,7 @@ class SliceResult:
     seconds : that the method took.
     evaluations : of the network for each sample, 0 without one.
     notes : sentences on the preparation.
+    coverage : of the image of all the data by intervals of the samples; None unless some data were left out on request.
     """
 
     samples: Tensor
@@ -54,6 +55,7 @@ class SliceResult:
     seconds: float
     evaluations: int
     notes: tuple[str, ...]
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def assemble(
     run["acceleration"] = acceleration(measured)
     run["prior"] = card
     run["evaluations"] = results[0].evaluations  # for each sample of each slice
+    run["coverage"] = [None if result.coverage is None else asdict(result.coverage) for result in results]
     run["data_fit"] = check.record() if check else None
     return Reconstruction(
         mean=mean,
