@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .io.writers import checksums
 from .methods import method_named, options_of
 from .posterior import Posterior
 from .records import CALIBRATION, read_record
@@ -75,6 +76,10 @@ class Calibration:
         return ", ".join(
             f"expected {name} {self.arguments[name]!r} as in the calibration, got {asked[name]!r}" for name in names
         )
+
+    def record(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"file": checksums(self.path), "factor": self.factor, "alpha": self.alpha, "images": self.images}
 
     def apply(self, posterior: Posterior) -> Posterior:
         """The posterior with its std and its interval mean +- factor * half-width; samples stay as they were drawn."""

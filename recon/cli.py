@@ -85,6 +85,10 @@ def reconstruct(
     check: Annotated[
         bool, typer.Option(help="For samplers: look if the prior suits the data (costs 4 samples of one slice).")
     ] = True,
+    tuned: Annotated[Path | None, typer.Option(help="Options of the method as `recon tune` chose them.")] = None,
+    calibrated: Annotated[
+        Path | None, typer.Option(help="Factor for std and intervals, as `recon calibrate` found it.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("reconstruction"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
     complex_image: Annotated[bool, typer.Option("--complex", help="Save the complex image too.")] = False,
@@ -110,6 +114,8 @@ def reconstruct(
             device=device,
             precision=precision,
             check=check,
+            tuned=tuned,
+            calibrated=calibrated,
             out=out,
             overwrite=overwrite,
             complex_image=complex_image,

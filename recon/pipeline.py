@@ -19,6 +19,8 @@ from priors.denoiser import Denoiser
 
 from . import io, mri
 from .apply import Images, apply_method
+from .calibrated import Calibration, load_calibration
+from .calibration import inflate
 from .checks import SAMPLES, Check, check_data_fit
 from .coverage import retrospective_coverage
 from .errors import InputError, MissingFileError
@@ -57,6 +59,8 @@ def reconstruct(
     device: str = "cpu",
     precision: str = "float32",
     check: bool = True,
+    tuned: str | Path | None = None,
+    calibrated: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     complex_image: bool = False,
@@ -67,7 +71,7 @@ def reconstruct(
     Parameters
     ----------
     scan : a scan, or the file of one (see recon.io.load).
-    method ... check : see recon.settings.Settings. `prior` may also be a denoiser of your own.
+    method ... calibrated : see recon.settings.Settings. `prior` may also be a denoiser of your own.
     out : folder for the results. What an interrupted run had finished is kept there, and the same call continues it,
         if the scan is a file and the prior has a card: nothing else tells one in memory from another.
     overwrite : replace results that are there.
@@ -95,7 +99,10 @@ def reconstruct(
         device=device,
         precision=precision,
         check=check,
+        tuned=None if tuned is None else str(tuned),
+        calibrated=None if calibrated is None else str(calibrated),
     ).resolved()
+    calibration = None if settings.calibrated is None else load_calibration(settings.calibrated)
     path = None if isinstance(scan, MRIScan) else Path(scan)
     scan = scan if isinstance(scan, MRIScan) else io.load(scan)
     folder = None if out is None else Path(out)
@@ -103,20 +110,31 @@ def reconstruct(
     with staging as target:
         denoiser, card = load_prior(prior or settings.prior, settings)
         named = path is not None and (denoiser is None or bool(card))
-        # What was finished is as good with a check as without.
+        if calibration is not None and (doubt := calibration.check(settings, card)):
+            warnings.warn(doubt, stacklevel=2)
+        # What was finished is as good with a check, or a calibration, as without.
         run_key = {
-            **asdict(replace(settings, check=True)),
+            **asdict(replace(settings, check=True, tuned=None, calibrated=None)),
             "file": _signature(path),
             "prior": card,
             "version": version("tweedie-recon"),
         }
         parts = PartialResults(folder if named else None, run_key)
-        run = _Run(scan, settings, denoiser, parts, progress)
+        run = _Run(scan, settings, denoiser, calibration, parts, progress)
         checked = run.check()
         if checked is not None and checked.warning:
             warnings.warn(checked.statement.removeprefix("WARNING: "), stacklevel=2)
         results = [run.slice(index) for index in run.indices]
-        result = assemble(results, scan=scan, settings=settings, mask=run.mask, path=path, card=card, check=checked)
+        result = assemble(
+            results,
+            scan=scan,
+            settings=settings,
+            mask=run.mask,
+            path=path,
+            card=card,
+            check=checked,
+            calibration=calibration,
+        )
         if target is not None:
             result.write(target, complex_image=complex_image)
     parts.clear()
@@ -130,6 +148,7 @@ class _Run:
     scan: MRIScan
     settings: Settings
     denoiser: Denoiser | None
+    calibration: Calibration | None
     parts: PartialResults
     progress: Progress | None
 
@@ -184,8 +203,9 @@ class _Run:
                 f"slice {done + 1} of {len(self.indices)}", SAMPLES * self.checks + done * samples, samples
             ),
         )
+        x = images.x if self.calibration is None else inflate(images.x, self.calibration.factor)
         # Points leave no whole readout lines: their images keep the oversampled field of view, and so must that of all.
-        coverage, unknown = self._coverage(replace(scan, readout_axis=given.readout_axis), prepared, images.x, index)
+        coverage, unknown = self._coverage(replace(scan, readout_axis=given.readout_axis), prepared, x, index)
         return SliceResult(
             samples=prepared.image(images.x)[:, 0],
             zero_filled=_zero_filled(prepared),

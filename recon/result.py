@@ -14,6 +14,7 @@ from torch import Tensor
 from operators.masks import acceleration
 
 from . import metrics
+from .calibrated import Calibration
 from .checks import Check
 from .datafit import DataFit
 from .io.atomic import result_folder
@@ -24,6 +25,7 @@ from .io.writers import (
     RESULT_NAMES,
     RUN,
     SUBMISSION,
+    checksums,
     run_record,
     write_nifti,
     write_run,
@@ -153,15 +155,20 @@ def assemble(
     path: Path | None,
     card: Mapping[str, Any] | None,
     check: Check | None,
+    calibration: Calibration | None = None,
 ) -> Reconstruction:
     """Slices to volumes, their maps, metrics and the record of the run."""
     to_image = partial(magnitude, ndim=len(scan.shape))
     posteriors = [summarize(result.samples.cpu(), to_image=to_image) for result in results]
+    if calibration is not None:
+        posteriors = [calibration.apply(posterior) for posterior in posteriors]
     first = posteriors[0]
     mean = _volume([posterior.mean for posterior in posteriors])
     reference = _volume_if_any([result.reference for result in results])
     measured = scan.mask if mask is None else scan.mask & mask.cpu()
-    statement = f"{first.statement} {CAVEATS.get(settings.method, '')}".strip() if _samples(settings) else ""
+    caveat = "" if calibration is not None else CAVEATS.get(settings.method, "")  # of the spread as it was drawn
+    doubt = "" if calibration is None else calibration.check(settings, card)
+    statement = f"{first.statement} {caveat}".strip() if _samples(settings) else ""
     shown = torch.stack([to_image(p.samples).movedim(0, -3) for p in posteriors]).flatten(0, -4)
     quality, unmeasured = measure_if_any(reference, mean)
     run = run_record(
@@ -171,12 +178,25 @@ def assemble(
         input_path=path,
         timings={"method": sum(result.seconds for result in results)} | ({"check": check.seconds} if check else {}),
         metrics=quality,
-        notes=[n for n in (*results[0].notes, statement, check.statement if check else "", unmeasured) if n],
+        notes=[
+            n
+            for n in (
+                *results[0].notes,
+                f"options from {settings.tuned}" if settings.tuned else "",
+                statement,
+                f"WARNING: {doubt}" if doubt else "",
+                check.statement if check else "",
+                unmeasured,
+            )
+            if n
+        ],
     )
     run["acceleration"] = acceleration(measured)
     run["prior"] = card
     run["evaluations"] = results[0].evaluations  # for each sample of each slice
     run["coverage"] = [None if result.coverage is None else asdict(result.coverage) for result in results]
+    run["calibration"] = calibration.record() if calibration else None
+    run["tuned"] = checksums(settings.tuned) if settings.tuned else None
     run["data_fit"] = check.record() if check else None
     return Reconstruction(
         mean=mean,

@@ -13,6 +13,7 @@ from operators.masks import mask_function
 
 from .errors import InputError
 from .methods import check_options, inputs_of, method_named
+from .records import tuned_options
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Settings:
     device : where to compute, "cpu" or "cuda".
     precision : in which the prior's network computes, "float32" or "bf16" (see priors.bf16).
     check : for methods that draw samples: whether to look if the prior suits the data. It costs 4 samples of one slice.
+    tuned : file that `recon tune` wrote; its options are taken where `options` says nothing.
+    calibrated : file that `recon calibrate` wrote; its factor is applied to std and intervals.
     """
 
     method: str = "l1-wavelet"
@@ -50,6 +53,8 @@ class Settings:
     device: str = "cpu"
     precision: str = "float32"
     check: bool = True
+    tuned: str | None = None
+    calibrated: str | None = None
 
     def resolved(self) -> Settings:
         """These settings with the defaults of mask and method filled in; what has no bearing on them is None.
@@ -59,20 +64,25 @@ class Settings:
         InputError
             For what can be refused before any data are read, arguments without effect among it.
         """
-        check_options(self.method, self.options)
+        options = {} if self.tuned is None else tuned_options(self.tuned, method=self.method)
+        options |= self.options
+        check_options(self.method, options)
         self._check_ranges()
         draws = "rng" in inputs_of(method_named(self.method))
-        idle = [name for name in ("samples", "prior", "steps") if getattr(self, name) is not None]
+        idle = [name for name in ("samples", "prior", "steps", "calibrated") if getattr(self, name) is not None]
         if idle and not draws:
             raise InputError(f"{', '.join(idle)}: {self.method} draws no samples; leave it out, or use dds, say")
         if self.precision != "float32" and "denoiser" not in inputs_of(method_named(self.method)):
             raise InputError(f"precision: {self.method} has no network; leave it out")
+        if self.calibrated is not None and self.samples == 1:
+            raise InputError("calibrated: expected at least 2 samples, got 1: there is no interval to scale")
         if self.mask is None and (self.acceleration is not None or self.mask_options):
             raise InputError("acceleration: expected a mask to undersample with, got none; give mask='random', say")
         if self.mask is not None:
             self._check_mask()
         return replace(
             self,
+            options=options,
             acceleration=4.0 if self.mask is not None and self.acceleration is None else self.acceleration,
             samples=8 if draws and self.samples is None else self.samples,
             prior="brain" if draws and self.prior is None else self.prior,

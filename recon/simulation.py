@@ -136,8 +136,7 @@ def simulate(
 class Distribution:
     """Where simulated scans of one slice are drawn from: what varies from scan to scan, and in which range.
 
-    The slice's position in the brain is uniform, the noise log-uniform; contrast (of labels), texture, phase, echo time,
-    coils and noise are drawn as `simulate` does.
+    The slice's position in the brain is uniform, the level of the noise log-uniform; the rest is drawn by `simulate`.
 
     Parameters
     ----------

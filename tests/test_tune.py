@@ -271,6 +271,66 @@ def test_what_cannot_be_tuned_is_refused(labels: Path, tmp_path: Path, wrong: di
         tune(labels, out=tmp_path / "a.json", **(call | wrong))
 
 
+# In a run
+
+
+def test_a_run_takes_the_factor_and_names_it(
+    labels: Path, calibrated: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    scan = Series(labels, ["b_*"], distribution=SMALL, seed=9)[0]
+    call: dict[str, Any] = {"method": "dds", "mask": "random", "samples": 2, "steps": 2, "check": False}
+    plain = recon.reconstruct(scan, **call)
+    wide = recon.reconstruct(scan, calibrated=calibrated[0], out=tmp_path / "out", **call)
+    factor = calibrated[1]["factor"]
+    torch.testing.assert_close(wide.std, factor * plain.std)
+    torch.testing.assert_close(wide.upper - wide.lower, factor * (plain.upper - plain.lower))  # type: ignore[operator]
+    assert torch.equal(wide.mean, plain.mean)
+    assert torch.equal(wide.samples, plain.samples)  # type: ignore[arg-type]
+    assert "Calibrated (dds.json)" in wide.statement
+    assert "under-dispersed" not in wide.statement
+    written = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert written["calibration"]["factor"] == factor
+    assert list(written["calibration"]["file"]) == ["dds.json"]
+    assert plain.run["calibration"] is None
+    # Predictive intervals hold the noise of the reference too, which the factor leaves alone.
+    ratio = wide.run["coverage"][0]["width"][2] / plain.run["coverage"][0]["width"][2]
+    assert (ratio - 1) * (factor - 1) > 0
+    assert abs(ratio - 1) < abs(factor - 1) + 1e-3
+
+
+def test_a_run_that_the_calibration_was_not_for_is_warned_of_or_refused(
+    labels: Path, calibrated: tuple[Path, dict[str, Any]]
+) -> None:
+    scan = Series(labels, ["b_*"], distribution=SMALL, seed=9)[0]
+    call: dict[str, Any] = {"method": "dds", "samples": 2, "steps": 2, "check": False, "calibrated": calibrated[0]}
+    with pytest.warns(UserWarning, match="expected mask 'random' as in the calibration, got 'equispaced'"):
+        result = recon.reconstruct(scan, mask="equispaced", **call)
+    assert any(note.startswith("WARNING") and "guarantee" in note for note in result.run["notes"])
+    for wrong, message in (
+        ({"steps": 3}, "expected steps 2 as in the calibration, got 3"),
+        ({"options": {"iterations": 3}}, "expected options"),
+        ({"samples": 1}, "at least 2 samples, got 1"),
+        ({"method": "cg-sense", "samples": None, "steps": None}, "calibrated: cg-sense draws no samples"),
+    ):
+        with pytest.raises(InputError, match=message):
+            recon.reconstruct(scan, mask="random", **(call | wrong))
+
+
+def test_a_run_takes_tuned_options_and_names_them(labels: Path, tuned: tuple[Path, dict[str, Any]]) -> None:
+    path, record = tuned
+    scan = Series(labels, ["b_*"], distribution=SMALL, seed=9)[0]
+    result = recon.reconstruct(scan, method="cg-sense", mask="random", tuned=path)
+    same = recon.reconstruct(scan, method="cg-sense", mask="random", options=record["options"])
+    assert torch.equal(result.mean, same.mean)
+    assert result.run["arguments"]["options"] == record["options"]
+    assert f"options from {path}" in result.run["notes"]
+    assert list(result.run["tuned"]) == ["cg.json"]
+    mine = recon.reconstruct(scan, method="cg-sense", mask="random", tuned=path, options={"regularization": 1.0})
+    assert mine.run["arguments"]["options"] == {"regularization": 1.0}
+    with pytest.raises(InputError, match="expected settings of tv, came those of cg-sense"):
+        recon.reconstruct(scan, method="tv", mask="random", tuned=path)
+
+
 # The commands
 
 
@@ -288,6 +348,11 @@ def test_the_commands(labels: Path, tmp_path: Path) -> None:
     grid = ("--method", "cg-sense", "--set-grid", "regularization=0.01,0.1", "--images", "1")
     said = run("tune", str(labels), *small, *grid, "--out", str(tmp_path / "t.json"))
     assert all(word in said for word in ("regularization=0.01", "--tuned"))
+    run("simulate", str(labels / "b_1.nii.gz"), "--shape", "40,32", "--coils", "3", "--out", str(tmp_path / "scan.h5"))
+    line = ("reconstruct", str(tmp_path / "scan.h5"), "--mask", "random", "--out", str(tmp_path / "out"), "--overwrite")
+    assert "options from" in run(*line, "--method", "cg-sense", "--tuned", str(tmp_path / "t.json"))
+    sampler = ("--method", "dds", "--samples", "2", "--steps", "1", "--no-check")
+    assert "Calibrated (c.json)" in run(*line, *sampler, "--calibrated", str(tmp_path / "c.json"))
     for wrong in (("--set-grid", "regularization"), ("--set-grid", "a=1,,2"), ("--noise", "1,2,3"), ("--noise", "x")):
         result = CliRunner().invoke(app, ["tune", str(labels), *grid, *wrong, "--out", str(tmp_path / "u.json")])
         assert isinstance(result.exception, InputError)
