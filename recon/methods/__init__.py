@@ -19,10 +19,13 @@ from priors.denoiser import Denoiser
 from ..errors import InputError
 from ..likelihood import Gaussian
 from .classical import cg_sense, l1_wavelet, total_variation
+from .coilwise import coilwise
 from .daps import daps, daps_langevin, daps_langevin_levels, daps_levels
 from .dds import dds, dds_hard, dds_levels, dds_published, dds_warm, published_levels, warm_levels
 from .peers import bart_l1_wavelet, bart_tv, sigpy_l1_wavelet, sigpy_tv
 from .score_ald import ald_levels, ald_published_levels, score_ald, score_ald_published
+from .score_mri import score_mri, score_mri_hard, score_mri_hybrid, ve_levels
+from .song import song, song_hard
 from .split_gibbs import couplings, split_gibbs
 from .zero_filled import root_sum_of_squares, zero_filled
 
@@ -60,6 +63,17 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "daps-published": preset(daps_langevin, "DAPS as published: Langevin steps given the data, 1000 evaluations."),
     "score-ald": score_ald,
     "score-ald-published": score_ald_published,
+    "score-mri": score_mri,
+    "score-mri-rss": preset(coilwise(score_mri), "Score-MRI coil by coil, weighted by the noise; needs no maps."),
+    "score-mri-single-coil": preset(score_mri_hard, "Score-MRI as published for one coil: projections, 2000 levels."),
+    "score-mri-ssos": preset(
+        coilwise(score_mri_hard),
+        "Score-MRI as published for coils without maps: projections coil by coil, 500 levels.",
+        corrector_first=False,
+    ),
+    "score-mri-hybrid": score_mri_hybrid,
+    "song": song,
+    "song-published": preset(song_hard, "Song et al. 2022 as published for MRI: projections, 1000 levels.", snr=0.517),
 }
 
 SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
@@ -74,6 +88,13 @@ SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
     "daps-published": daps_langevin_levels,
     "score-ald": ald_levels,
     "score-ald-published": ald_published_levels,
+    "score-mri": ve_levels(100),
+    "score-mri-rss": ve_levels(100),
+    "score-mri-single-coil": ve_levels(2000),
+    "score-mri-ssos": ve_levels(500),
+    "score-mri-hybrid": ve_levels(500),
+    "song": ve_levels(100),
+    "song-published": ve_levels(1000, largest=128.0),
 }
 """The noise levels of a sampler, given the likelihood, the denoiser and the number of steps (None: its own)."""
 
@@ -102,6 +123,20 @@ CAVEATS["daps-published"] = (
     "DAPS as published spreads too much: where the posterior is known (Gaussian priors) its samples hold 1.1 to "
     "2.9 of the variance, about a mean that is off by 0.1 to 1.1 standard deviations; daps is nearer."
 )
+_CORRECTED = (
+    "{} is mostly too wide: where the posterior is known (Gaussian priors) its samples hold {} of the variance, about "
+    "a mean that is off by {} standard deviations; split-gibbs is nearer."
+)
+_PROJECTED = _CORRECTED + " It takes the data to be free of noise, and carries theirs into the image."
+CAVEATS |= {
+    "score-mri": _CORRECTED.format("Score-MRI", "0.9 to 1.8", "0.1 to 0.45"),
+    "score-mri-rss": _CORRECTED.format("Score-MRI", "0.9 to 1.8", "0.1 to 0.45"),
+    "score-mri-single-coil": _PROJECTED.format("Score-MRI with projections", "1.75", "0.1"),
+    "score-mri-ssos": _PROJECTED.format("Score-MRI with projections", "1.75", "0.1"),
+    "score-mri-hybrid": _CORRECTED.format("Score-MRI in its hybrid form", "0.5 to 1.7", "0.1 to 0.85"),
+    "song": _CORRECTED.format("The sampler of Song et al.", "0.9 to 1.8", "0.1 to 0.45"),
+    "song-published": _PROJECTED.format("The sampler of Song et al. with its published snr", "3.8", "0.16"),
+}
 """What a user must know of the spread of a sampler's draws (see benchmarks/results/oracle.md)."""
 
 INPUTS = ("likelihood", "scan", "denoiser", "sigmas", "rng")
