@@ -100,6 +100,8 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=2)
     parser.add_argument("--steps", type=int, help="levels of the schedules, their own by default")
     parser.add_argument("--prior", default="brain")
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="of the prior's network")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--methods", nargs="+", default=["dds", "split-gibbs"])
     parser.add_argument("--scans", nargs="+", default=list(SCANS))
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
@@ -108,9 +110,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     loaded = priors.load(arguments.prior)
-    prior = priors.chunked(loaded, 2**16)
+    prior = priors.chunked(priors.bf16(loaded) if arguments.precision == "bf16" else loaded, 2**16)
     cells = Cells(arguments.cells)
+    torch.set_num_threads(arguments.threads)
     of = {"prior": loaded.card["sha256"][:12], "samples": arguments.samples, "steps": arguments.steps}
+    of |= {"precision": arguments.precision}
     rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     header = (
         "# Coverage of predictive intervals on measured scans\n\n"

@@ -188,7 +188,8 @@ def drawn(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
         return {}
     import priors
 
-    return {"samples": arguments.samples, "prior": priors.load(arguments.prior).card["sha256"][:16]}
+    card = priors.load(arguments.prior).card
+    return {"samples": arguments.samples, "prior": card["sha256"][:16], "precision": arguments.precision}
 
 
 def peer(case: Case, name: str, maps: str, regularization: float) -> dict[str, float]:
@@ -233,19 +234,24 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["zero-filled", "cg-sense", "l1-wavelet", "tv"])
     parser.add_argument("--prior", default="brain")
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32", help="of the prior's network")
+    parser.add_argument("--scans", nargs="+", default=list(SCANS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--cells", type=Path, default=Path("benchmarks/results/quality.jsonl"))
     parser.add_argument("--report", type=Path, default=Path("benchmarks/results/quality.md"))
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     cells = Cells(arguments.cells)
     prior = None
     if any("denoiser" in inputs_of(method_named(name)) for name in arguments.methods):
         import priors
 
-        prior = priors.chunked(priors.load(arguments.prior), 2**16)
+        loaded = priors.load(arguments.prior)
+        prior = priors.chunked(priors.bf16(loaded) if arguments.precision == "bf16" else loaded, 2**16)
 
     rows: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for scan_name in SCANS:
+    for scan_name in arguments.scans:
         scan = recon.load(arguments.data / scan_name)
         for kind in KINDS:
             cases = [Case(scan, kind, index) for index in range(arguments.masks)]

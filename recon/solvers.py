@@ -31,7 +31,7 @@ def cg(
     b, x0 : (batch..., *space.shape); right-hand side and start.
     space : the trailing axes over which inner products run.
     iterations : at most so many; 0 returns x0.
-    tolerance : stop when every residual is below tolerance * ||b||.
+    tolerance : stop when every residual is below tolerance * ||b||, or below rounding.
 
     References
     ----------
@@ -41,7 +41,9 @@ def cg(
     r = b - apply(x)
     p = r
     rr = space.inner(r, r)
-    limit = tolerance**2 * space.inner(b, b)
+    bb = space.inner(b, b)
+    rounding = torch.finfo(rr.dtype).eps ** 2 * (bb + rr)  # below it, a singular system would be solved for noise
+    limit = torch.maximum(tolerance**2 * bb, rounding)
     for iteration in range(iterations):
         if bool((rr <= limit).all()):
             break

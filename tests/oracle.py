@@ -48,7 +48,7 @@ class Problem:
     covariance: Tensor
     y: Tensor
     sigma_y: float
-    denoiser: GaussianDenoiser
+    denoiser: GaussianDenoiser | MixtureDenoiser
     likelihood: Gaussian
     posterior_mean: Tensor
     posterior_covariance: Tensor
@@ -61,6 +61,12 @@ class Problem:
         """||mean - m|| / sqrt(tr P) and tr Cov / tr P: the columns of the tables; 0 and 1 for a perfect sampler."""
         distance = float(torch.linalg.vector_norm(mean - self.posterior_mean))
         return distance / math.sqrt(self.trace), float(covariance.trace()) / self.trace
+
+    def draws(self, count: int, generator: torch.Generator) -> Tensor:
+        """Exact samples of the posterior, (count, real components)."""
+        values, vectors = torch.linalg.eigh(self.posterior_covariance)
+        white = torch.randn(count, len(values), dtype=values.dtype, generator=generator)
+        return self.posterior_mean + white * values.clamp(min=0).sqrt() @ vectors.mT
 
 
 def problem(A: LinearOperator, mean: Tensor, covariance: Tensor, y: Tensor, sigma_y: float, ndim: int) -> Problem:
@@ -233,3 +239,65 @@ class MixtureDenoiser:
         responsibility = torch.softmax(self.weights.log() - deviation.square().sum(-1) / (2 * variance), -1)
         given = self.means + self.spread**2 / variance * deviation
         return (responsibility.unsqueeze(-1) * given).sum(-2)
+
+
+@dataclass(frozen=True)
+class MixtureProblem(Problem):
+    """A prior of two clusters, seen through one number: the posterior has two modes, which the data weigh."""
+
+    weights: Tensor
+    means: Tensor
+    spread: float
+
+    def draws(self, count: int, generator: torch.Generator) -> Tensor:
+        odds, means, covariance = self._posterior()
+        which = torch.multinomial(odds, count, replacement=True, generator=generator)
+        root = torch.linalg.cholesky(covariance)
+        return means[which] + torch.randn(count, len(root), dtype=root.dtype, generator=generator) @ root.mT
+
+    def _posterior(self) -> tuple[Tensor, Tensor, Tensor]:
+        return mixture_posterior(dense(self.A), self.y, self.sigma_y, self.weights, self.means, self.spread)
+
+
+def mixture_problem(distance: float = 0.5, spread: float = 0.1, sigma_y: float = 0.3) -> MixtureProblem:
+    """Clusters at (-d, -d) and (d, d), of which the first number is measured to be 0.1."""
+    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    means = torch.tensor([[-distance, -distance], [distance, distance]], dtype=torch.float64)
+    A, y = Matrix(torch.tensor([[1.0, 0.0]], dtype=torch.float64)), torch.tensor([0.1], dtype=torch.float64)
+    odds, given, covariance = mixture_posterior(dense(A), y, sigma_y, weights, means, spread)
+    posterior_mean = odds @ given
+    deviation = given - posterior_mean
+    return MixtureProblem(
+        A,
+        weights @ means,
+        spread**2 * torch.eye(2, dtype=torch.float64) + (means.mT * weights) @ means,
+        y,
+        sigma_y,
+        MixtureDenoiser(weights, means, spread),
+        Gaussian((1 / sigma_y) * A, y / sigma_y),
+        posterior_mean,
+        covariance + (deviation.mT * odds) @ deviation,
+        weights,
+        means,
+        spread,
+    )
+
+
+def mixture_posterior(
+    A: Tensor, y: Tensor, sigma_y: float, weights: Tensor, means: Tensor, spread: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means (components, n) and the common covariance of the posterior of a mixture of Gaussians."""
+    gram = spread**2 * A @ A.mT + sigma_y**2 * torch.eye(len(A), dtype=A.dtype)
+    gain = spread**2 * A.mT @ torch.linalg.inv(gram)
+    residual = y - means @ A.mT
+    fit = -0.5 * (residual @ torch.linalg.inv(gram) * residual).sum(-1)
+    covariance = spread**2 * (torch.eye(means.shape[1], dtype=A.dtype) - gain @ A)
+    return torch.softmax(weights.log() + fit, 0), means + residual @ gain.mT, covariance
+
+
+def coverage(samples: Tensor, draws: Tensor, level: float = 0.9) -> float:
+    """Part of exact draws (count, components) within the central `level` interval of samples (n_samples, *shape)."""
+    tail = (1 - level) / 2
+    vectors = real_vector(samples.flatten(1))
+    low, high = torch.quantile(vectors, torch.tensor([tail, 1 - tail], dtype=vectors.dtype), dim=0)
+    return float(((draws >= low) & (draws <= high)).double().mean())

@@ -342,3 +342,13 @@ def test_project_ball_is_the_nearest_point(dtype: torch.dtype) -> None:
 def test_project_ball_of_radius_0_is_0() -> None:
     u = torch.cat((torch.zeros(2, 3), torch.ones(2, 3)), 1)
     assert torch.equal(project_ball(u, 0.0, 0), torch.zeros(2, 6))
+
+
+def test_cg_stops_at_rounding_where_the_system_is_singular() -> None:
+    """Four of eight directions are seen: iterations beyond the fourth must not chase what rounding left of the rest."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=generator))[0][:4]
+    x0 = 1e3 * torch.randn(50, 8, dtype=torch.float64, generator=generator)
+    y = torch.randn(4, dtype=torch.float64, generator=generator)
+    x = cg(lambda v: v @ A.mT @ A, y @ A, x0, space=Space.of(y @ A), iterations=60)
+    assert torch.allclose(x, x0 + (y - x0 @ A.mT) @ A, atol=1e-10)  # eps * 1e3, some iterations long
