@@ -2,9 +2,9 @@
 
     python -m benchmarks.samplers --data ../shared/data/mri
 
-One sample of each method at its default setting, random lines x4; then DDS with 50 evaluations beside Score-MRI with all
-of its 2000 levels (4000 evaluations), paired on the same masks. PSNR and SSIM in the object after least-squares scaling,
-against all the data, which carry the noise of the scan.
+One sample of each method at its default setting, random lines x4; then DDS with 50 evaluations beside Score-MRI with
+all of its 2000 levels (4000 evaluations), paired on the same masks. PSNR and SSIM inside the object after
+least-squares scaling, against all the data, which carry the noise of the scan.
 
 Cells are kept one by one in a JSON lines file: an interrupted run continues.
 """
