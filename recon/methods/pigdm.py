@@ -1,0 +1,108 @@
+"""Pseudoinverse-guided diffusion: the score of the data, taken back through the denoiser."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from priors.denoiser import Denoiser
+
+from ..errors import InputError
+from ..likelihood import Gaussian
+from ..noise import Noise
+from ..solvers import Callback
+from .dds import dds_levels
+from .diffusion import check_inputs, denoise, start
+
+
+@torch.no_grad()
+def pigdm(
+    likelihood: Gaussian,
+    denoiser: Denoiser,
+    sigmas: Tensor,
+    *,
+    rng: Noise,
+    eta: float = 1.0,
+    spread: float = 1.0,
+    iterations: int = 10,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Pseudoinverse-guided diffusion model (PiGDM), for noisy data.
+
+    At every level x0 = E[x0 | x, y], where p(x0 | x) is taken for N(D(x, sigma), r^2 I) (see `guided_mean`), and then
+    DDIM: x = x0 + sigma_next (sqrt(1 - c^2) epsilon + c n), epsilon = (x - x0) / sigma, c = eta sqrt(1 - sigma_next^2 /
+    sigma^2). Each step takes the network and its derivative, 2 to 3 times the time of an evaluation.
+
+    r^2 is right where the prior is white. With a Gaussian prior that is not (standard deviations of 0.1 to 0.2) the
+    mean is 0.11 standard deviations off and the samples hold 0.94 of the variance, with 100 steps of `pigdm_levels` or
+    1000 of `ddpm`; with a spread of 0.15 it is 0.04 off. At eta 0 nothing makes up for the wrong r^2: 0.27 off.
+
+    In the published code the guidance of a step does not follow its length: r^2 times the score of the data, instead of
+    sigma^2 (1 - sigma_next / sigma) times it here at eta 0, so that many steps guide more than few.
+
+    Parameters
+    ----------
+    sigmas : (steps + 1,) decreasing to 0; one network evaluation each, but for the 0.
+    eta : fraction of the noise of an ancestral step, from 0 (deterministic) to 1.
+    spread : standard deviation per real component of images about their mean; the paper has 1.
+    iterations : of conjugate gradients in every step.
+    callback : called with the step and x0.
+
+    Returns
+    -------
+    (n_samples, *domain), one sample for each of `rng`.
+
+    Raises
+    ------
+    ValueError
+        If the likelihood is not Gaussian, the prior is of another kind than the images, sigmas leave its range, or an
+        option is outside its own.
+    NonFiniteError
+        If the network returns NaN or infinity.
+
+    References
+    ----------
+    Song, Vahdat, Mardani, Kautz, ICLR 2023, algorithm 1; steps: Song, Meng, Ermon (DDIM), ICLR 2021.
+    """
+    check_inputs("pigdm", likelihood, denoiser, sigmas)
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta: expected a fraction of the ancestral noise from 0 to 1, got {eta}")
+    if not spread > 0:
+        raise InputError(f"spread: expected the standard deviation of images, above 0, got {spread}")
+    x = float(sigmas[0]) * rng.randn_like(start(likelihood, rng))
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+        x0 = guided_mean(likelihood, denoiser, x, sigma, spread=spread, iterations=iterations, step=step)
+        epsilon = (x - x0) / sigma
+        x = x0
+        if sigma_next > 0:
+            fresh = eta * math.sqrt(1 - (sigma_next / sigma) ** 2)
+            x = x0 + sigma_next * (math.sqrt(1 - fresh**2) * epsilon + fresh * rng.randn_like(x))
+        if callback is not None:
+            callback(step, x0)
+    return x
+
+
+def guided_mean(
+    likelihood: Gaussian, denoiser: Denoiser, x: Tensor, sigma: float, *, spread: float, iterations: int, step: int = 0
+) -> Tensor:
+    """E[x0 | x, y] if y given x is N(A D, 1 + r^2 A A^H), D = D(x, sigma): what Tweedie's formula says of that score.
+
+    D + sigma^2 J^T A^H (1 + r^2 A A^H)^-1 (y - A D), J the derivative of D by x. r^2 = spread^2 sigma^2 / (spread^2 +
+    sigma^2) is the variance of p(x0 | x) for a white prior. A^H and what follows are (v - D) / r^2 with v = argmin r^2
+    nll(v) + 1/2 ||v - D||^2, by conjugate gradients.
+    """
+    variance = spread**2 * sigma**2 / (spread**2 + sigma**2)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        mean = denoise(denoiser, x, sigma, step)
+    nearest = likelihood.solve(mean.detach(), variance, iterations=iterations)
+    (score,) = torch.autograd.grad(mean, x, (nearest - mean.detach()) / variance)
+    return mean.detach() + sigma**2 * score
+
+
+def pigdm_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Those of `dds_levels`, 100 if None."""
+    return dds_levels(likelihood, denoiser, 100 if steps is None else steps)

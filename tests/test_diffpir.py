@@ -1,0 +1,189 @@
+"""DiffPIR against an independent recursion and the closed-form posterior of Gaussian priors."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from oracle import (
+    GaussianDenoiser,
+    dense,
+    exact_moments,
+    multicoil_problem,
+    real_matrix,
+    real_vector,
+    reference_problem,
+)
+
+from operators.fourier import ifftc
+from operators.linop import Matrix
+from operators.mri import sense
+from recon.likelihood import Gaussian
+from recon.methods import METHODS, SCHEDULES
+from recon.methods.diffpir import diffpir, diffpir_levels
+from recon.methods.diffusion import Counted, NonFiniteError
+from recon.noise import Noise
+from recon.schedules import ddpm_quadratic, geometric
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the problems are tiny
+    yield
+    torch.set_num_threads(threads)
+
+
+def recursion(p, sigmas, *, prior_weight, zeta):
+    """Mean and covariance that DiffPIR must have on a Gaussian problem: every step is affine, x <- J x + b + noise."""
+    A, y, C = dense(p.likelihood.A), p.likelihood.y.flatten(), p.covariance
+    identity, mu = torch.eye(len(C), dtype=C.dtype), p.mean.flatten()
+    m, covariance = torch.zeros_like(mu), sigmas[0] ** 2 * identity
+    for sigma, sigma_next in pairwise(sigmas.tolist()):
+        K = C @ torch.linalg.inv(C + sigma**2 * identity)
+        if sigma_next == 0:
+            return real_vector(mu + K @ (m - mu)), real_matrix(K @ covariance @ K.mH)
+        W = torch.linalg.inv(identity + sigma**2 / prior_weight * A.mH @ A)
+        keep = sigma_next / sigma * math.sqrt(1 - zeta)
+        J = (1 - keep) * W @ K + keep * identity
+        m = (1 - keep) * W @ (mu + K @ (m - mu) + sigma**2 / prior_weight * A.mH @ y) + keep * m
+        covariance = J @ covariance @ J.mH + zeta * sigma_next**2 * identity
+    raise AssertionError("the levels end in 0")
+
+
+@pytest.mark.parametrize("p", [reference_problem(), multicoil_problem(shape=(4, 3))], ids=["real", "multicoil"])
+@pytest.mark.parametrize(("prior_weight", "zeta"), [(1.0, 1.0), (8.0, 0.3), (0.5, 0.0)])
+def test_mean_and_covariance_follow_the_recursion(p, prior_weight, zeta):
+    sigmas = diffpir_levels(p.likelihood, p.denoiser, 6)
+    moments = exact_moments(  # as many iterations as it takes to solve the system
+        lambda rng: diffpir(
+            p.likelihood, p.denoiser, sigmas, rng=rng, prior_weight=prior_weight, zeta=zeta, iterations=40
+        )
+    )
+    for found, expected in zip(moments, recursion(p, sigmas, prior_weight=prior_weight, zeta=zeta), strict=True):
+        assert torch.allclose(found, expected, atol=1e-10)  # rounding
+
+
+@pytest.mark.parametrize(
+    ("steps", "prior_weight", "zeta", "mean", "cov"), [(20, 1.0, 1.0, 0.155, 0.317), (100, 8.0, 0.3, 0.169, 0.995)]
+)
+def test_table_as_published(steps, prior_weight, zeta, mean, cov):
+    """An independent run of 4000 chains, whose chance is .016 in the mean, had (.15, .32) and (.16, 1.0)."""
+    p = reference_problem()
+    found = p.error(*recursion(p, ddpm_quadratic(steps), prior_weight=prior_weight, zeta=zeta))
+    assert found == pytest.approx((mean, cov), abs=5e-4)  # the digits of the docstring
+
+
+def test_its_own_levels():
+    p = reference_problem()
+    found = p.error(*recursion(p, diffpir_levels(p.likelihood, p.denoiser), prior_weight=1.0, zeta=1.0))
+    assert found == pytest.approx((0.08, 0.44), abs=5e-3)  # the digits of the docstring
+
+
+def test_variance_preserving_steps_are_the_same_algorithm():
+    """As published, in its own coordinates: x_vp = sqrt(abar) x0 + sqrt(1 - abar) n."""
+    p, zeta, weight = reference_problem(), 0.3, 2.0
+    sigmas = ddpm_quadratic(20)
+    abar, A, y = 1 / (1 + sigmas**2), dense(p.A), p.y
+    identity = torch.eye(8, dtype=torch.float64)
+
+    def published(rng):
+        x = rng.randn_like(p.likelihood.A.domain.zeros(len(rng))) * (1 - abar[0]).sqrt()
+        for a, a_next in pairwise(abar):
+            prior = a * p.covariance + (1 - a) * identity
+            x0 = p.mean + a.sqrt() * torch.linalg.solve(prior, x - a.sqrt() * p.mean, left=False) @ p.covariance
+            if a_next == 1:
+                return x0
+            rho = weight * p.sigma_y**2 * a / (1 - a)
+            x0 = torch.linalg.solve(A.mT @ A + rho * identity, y @ A + rho * x0, left=False)
+            epsilon = (x - a.sqrt() * x0) / (1 - a).sqrt()
+            noise = math.sqrt(1 - zeta) * epsilon + math.sqrt(zeta) * rng.randn_like(x)
+            x = a_next.sqrt() * x0 + (1 - a_next).sqrt() * noise
+
+    options = {"prior_weight": weight, "zeta": zeta, "iterations": 20}
+    ours = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(0, range(3)), **options)
+    assert torch.allclose(ours, published(Noise(0, range(3))), atol=1e-9)  # a condition number of 157^2 / 0.02^2 = 6e7
+
+
+def test_sample_does_not_depend_on_its_batch():
+    p = multicoil_problem()
+    sigmas = diffpir_levels(p.likelihood, p.denoiser)
+    together = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
+    alone = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
+    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
+
+
+def test_coil_order_does_not_matter():
+    p, order = multicoil_problem(), [2, 0, 1]
+    permuted = Gaussian((1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order]), p.y[order] / p.sigma_y)
+    sigmas = diffpir_levels(p.likelihood, p.denoiser)
+    x = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(0, range(2)))
+    assert torch.allclose(x, diffpir(permuted, p.denoiser, sigmas, rng=Noise(0, range(2))), atol=1e-10)  # order of sums
+
+
+def test_full_sampling_without_noise_gives_the_inverse_fourier_transform():
+    p = multicoil_problem()
+    maps = torch.ones(1, 1, 6, 5, dtype=torch.complex128)
+    A = 1e6 * sense(torch.ones(6, 5, dtype=torch.bool), maps)
+    y = A.codomain.randn(generator=torch.Generator().manual_seed(0))
+    sigmas = geometric(10, sigma_min=1e-5, sigma_max=3)
+    x = diffpir(Gaussian(A, 1e6 * y), p.denoiser, sigmas, rng=Noise(0, range(2)))
+    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-4)  # the last noise, 1e-5, of some 4 deviations
+
+
+def test_without_data_it_samples_the_prior():
+    p = reference_problem()
+    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
+    sigmas = geometric(300, sigma_min=0.005, sigma_max=30.0)
+    mean, covariance = exact_moments(lambda rng: diffpir(nothing, p.denoiser, sigmas, rng=rng, zeta=0.0))
+    assert torch.allclose(mean, p.mean, atol=0.01)  # the start is at 0: ||mu|| sqrt(c / (c + 30^2)) = 1.5 * 0.2 / 30
+    # The probability flow in 300 first-order steps; twice as many are off by half of that.
+    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("diffpir", 20), ("diffpir-20", 20), ("diffpir-100", 100)])
+def test_one_evaluation_per_step_and_a_callback_each(name, evaluations):
+    p, steps = reference_problem(), []
+    p.denoiser.sigma_min, p.denoiser.sigma_max = 0.002, 10.0  # of the embedded prior, below that of DDPM
+    counted, sigmas = Counted(p.denoiser), SCHEDULES[name](p.likelihood, p.denoiser, None)
+    METHODS[name](
+        p.likelihood, counted, sigmas, rng=Noise(0, range(3)), callback=lambda step, x: steps.append((step, x.shape))
+    )
+    assert counted.evaluations == evaluations
+    assert steps == [(step, (3, 8)) for step in range(evaluations)]
+
+
+class Broken(GaussianDenoiser):
+    def __call__(self, x, sigma):
+        return super().__call__(x, sigma) * (math.nan if sigma < 1 else 1.0)
+
+
+def test_stops_where_the_network_is_not_finite():
+    p, sigmas = reference_problem(), torch.tensor([2.0, 0.5, 0.0])
+    with pytest.raises(NonFiniteError, match=r"step 1 \(sigma = 0\.5\)"):
+        diffpir(p.likelihood, Broken(p.mean, p.covariance, 1), sigmas, rng=Noise(0, [0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior_weight": 0.0}, "prior_weight: expected a number above 0, got 0"),
+        ({"zeta": 1.1}, r"zeta: expected a share of fresh noise from 0 to 1, got 1\.1"),
+        ({"zeta": -0.1}, "zeta"),
+    ],
+)
+def test_refuses_options_outside_their_range(options, message):
+    p = reference_problem()
+    with pytest.raises(ValueError, match=message):
+        diffpir(p.likelihood, p.denoiser, torch.tensor([1.0, 0.0]), rng=Noise(0, [0]), **options)
+
+
+def test_refuses_what_does_not_fit():
+    p, q, sigmas = reference_problem(), multicoil_problem(), torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match="real_imag"):
+        diffpir(q.likelihood, p.denoiser, sigmas, rng=Noise(0, [0]))
+    with pytest.raises(ValueError, match="diffpir needs a Gaussian likelihood, got Matrix"):
+        diffpir(p.A, p.denoiser, sigmas, rng=Noise(0, [0]))
+    p.denoiser.sigma_max = 0.5
+    with pytest.raises(ValueError, match=r"trained for 0\.5"):
+        diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(0, [0]))
