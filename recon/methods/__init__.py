@@ -25,6 +25,7 @@ from .dds import dds, dds_hard, dds_levels, dds_published, dds_warm, published_l
 from .diffpir import diffpir, diffpir_levels, diffpir_published_levels
 from .peers import bart_l1_wavelet, bart_tv, sigpy_l1_wavelet, sigpy_tv
 from .pigdm import pigdm, pigdm_levels
+from .red_diff import red_diff, red_diff_levels, red_diff_published_levels
 from .score_ald import ald_levels, ald_published_levels, score_ald, score_ald_published
 from .score_mri import score_mri, score_mri_hard, score_mri_hybrid, ve_levels
 from .song import song, song_hard
@@ -68,6 +69,8 @@ METHODS: dict[str, Callable[..., Tensor]] = {
         diffpir, "DiffPIR as published for deblurring (lambda 1, zeta 0.1), 100 network evaluations.", zeta=0.1
     ),
     "daps": daps,
+    "red-diff": red_diff,
+    "red-diff-published": preset(red_diff, "RED-diff as published: all timesteps of DDPM in the range of the prior."),
     "daps-published": preset(daps_langevin, "DAPS as published: Langevin steps given the data, 1000 evaluations."),
     "score-ald": score_ald,
     "score-ald-published": score_ald_published,
@@ -98,6 +101,8 @@ SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
     "diffpir-100": diffpir_published_levels(100),
     "daps": daps_levels,
     "daps-published": daps_langevin_levels,
+    "red-diff": red_diff_levels,
+    "red-diff-published": red_diff_published_levels,
     "score-ald": ald_levels,
     "score-ald-published": ald_published_levels,
     "score-mri": ve_levels(100),
@@ -131,6 +136,11 @@ CAVEATS |= {
         "0.25 standard deviations and its samples hold 1.6 of the variance at an mse of 1; at 5 it diverges."
     ),
 }
+CAVEATS |= dict.fromkeys(
+    ("red-diff", "red-diff-published"),
+    "RED-diff searches for one image: the spread of its results is no uncertainty (where the posterior is known, with "
+    "Gaussian priors, 0.1 to 0.6 of its variance, about a mean that is off by up to 0.9 standard deviations).",
+)
 CAVEATS["daps-published"] = (
     "DAPS as published spreads too much: where the posterior is known (Gaussian priors) its samples hold 1.1 to "
     "2.9 of the variance, about a mean that is off by 0.1 to 1.1 standard deviations; daps is nearer."
