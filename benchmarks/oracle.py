@@ -25,7 +25,7 @@ from torch import Tensor
 from recon.errors import InputError
 from recon.methods import METHODS, SCHEDULES, inputs_of
 from recon.methods.dds import consistent_diffusion, dds, dds_hard, dds_levels, proximal
-from recon.methods.diffusion import Counted
+from recon.methods.diffusion import Counted, NonFiniteError
 from recon.methods.split_gibbs import couplings, split_gibbs
 from recon.noise import Noise
 from recon.schedules import ddpm
@@ -137,21 +137,22 @@ def figures(name: str, p: Problem, *, chains: int = 4000) -> dict[str, float]:
     return {"mean": error, "cov": ratio, "coverage": coverage(x, exact), "evaluations": evaluations}
 
 
-def defaults(selected: list[str]) -> list[dict]:
-    """Every sampler on every problem with noise."""
+def defaults(name: str) -> list[dict]:
+    """A sampler on every problem with noise; what it refuses is left out, where it diverges it is said."""
     found = []
-    for name in selected:
-        for problem, p in problems().items():
-            if problem == "noise-free":
-                continue
-            start = time.perf_counter()
-            try:
-                row = figures(name, p, chains=1000 if problem.startswith("complex") else 4000)
-            except InputError as error:
-                print(name, problem, error, flush=True)
-                continue
-            found.append({"sampler": name, "problem": problem, **row, "seconds": time.perf_counter() - start})
-            print(name, problem, {k: round(v, 3) for k, v in found[-1].items() if isinstance(v, float)}, flush=True)
+    for problem, p in problems().items():
+        if problem == "noise-free":
+            continue
+        start = time.perf_counter()
+        try:
+            row = figures(name, p, chains=1000 if problem.startswith("complex") else 4000)
+        except InputError as error:
+            print(name, problem, error, flush=True)
+            continue
+        except NonFiniteError:
+            row = {"diverged": True}
+        found.append({"sampler": name, "problem": problem, **row, "seconds": time.perf_counter() - start})
+        print(name, problem, {k: round(v, 3) for k, v in found[-1].items() if isinstance(v, float)}, flush=True)
     return found
 
 
@@ -172,14 +173,20 @@ def varied() -> list[dict]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    selected = sys.argv[1:] or samplers()
-    before = json.loads(TABLE.read_text()) if TABLE.exists() else {"defaults": [], "variations": []}
-    kept = [row for row in before["defaults"] if row["sampler"] in samplers() and row["sampler"] not in selected]
-    table = sorted(kept + defaults(selected), key=lambda row: samplers().index(row["sampler"]))
-    results = {"defaults": table, "variations": before["variations"] if sys.argv[1:] else varied()}
+    results = json.loads(TABLE.read_text()) if TABLE.exists() else {"defaults": [], "variations": []}
+    for name in sys.argv[1:] or samplers():  # each is kept when it is done
+        kept = [row for row in results["defaults"] if row["sampler"] in samplers() and row["sampler"] != name]
+        results["defaults"] = sorted(kept + defaults(name), key=lambda row: samplers().index(row["sampler"]))
+        write(results)
+    if not sys.argv[1:]:
+        results["variations"] = varied()
+        write(results)
+
+
+def write(results: dict[str, list[dict]]) -> None:
     TABLE.write_text(json.dumps(results, indent=1) + "\n")
     (RESULTS / "oracle.md").write_text(markdown(results))
-    picture(table)
+    picture([row for row in results["defaults"] if "diverged" not in row])
 
 
 def markdown(results: dict[str, list[dict]]) -> str:
@@ -191,17 +198,23 @@ def markdown(results: dict[str, list[dict]]) -> str:
     for row in results["defaults"]:
         by_sampler.setdefault(row["sampler"], {})[row["problem"]] = row
     for sampler, rows in by_sampler.items():
-        cells = [
-            f"{r['mean']:.3f}, {r['cov']:.2f}, {100 * r['coverage']:.0f} %" if (r := rows.get(n)) else "refused"
-            for n in names
-        ]
-        lines.append(f"| {sampler} | {max(r['evaluations'] for r in rows.values())} | " + " | ".join(cells) + " |")
+        cells = [cell(rows.get(n)) for n in names]
+        evaluations = max(r.get("evaluations", 0) for r in rows.values())
+        lines.append(f"| {sampler} | {evaluations or ''} | " + " | ".join(cells) + " |")
     lines += ["", "| problem | sampler | evaluations | mean | cov | moments |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {r['problem']} | {r['sampler']} | {r['evaluations']} | {r['mean']:.3f} | {r['cov']:.3f} | {r['moments']} |"
         for r in results["variations"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def cell(row: dict | None) -> str:
+    if row is None:
+        return "refused"
+    if "diverged" in row:
+        return "diverges"
+    return f"{row['mean']:.3f}, {row['cov']:.2f}, {100 * row['coverage']:.0f} %"
 
 
 def picture(table: list[dict]) -> None:
