@@ -108,12 +108,12 @@ SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
     "red-diff-published": red_diff_published_levels,
     "score-ald": ald_levels,
     "score-ald-published": ald_published_levels,
-    "score-mri": ve_levels(100),
-    "score-mri-rss": ve_levels(100),
+    "score-mri": ve_levels(100, largest=3.0),
+    "score-mri-rss": ve_levels(100, largest=3.0),
     "score-mri-single-coil": ve_levels(2000),
     "score-mri-ssos": ve_levels(500),
     "score-mri-hybrid": ve_levels(500),
-    "song": ve_levels(100),
+    "song": ve_levels(100, largest=3.0),
     "song-published": ve_levels(1000, largest=128.0),
 }
 """The noise levels of a sampler, given the likelihood, the denoiser and the number of steps (None: its own)."""
@@ -154,12 +154,12 @@ _CORRECTED = (
 )
 _PROJECTED = _CORRECTED + " It takes the data to be free of noise, and carries theirs into the image."
 CAVEATS |= {
-    "score-mri": _CORRECTED.format("Score-MRI", "0.9 to 1.8", "0.1 to 0.45"),
-    "score-mri-rss": _CORRECTED.format("Score-MRI", "0.9 to 1.8", "0.1 to 0.45"),
+    "score-mri": _CORRECTED.format("Score-MRI", "0.9 to 1.9", "0.1 to 0.5"),
+    "score-mri-rss": _CORRECTED.format("Score-MRI", "0.9 to 1.9", "0.1 to 0.5"),
     "score-mri-single-coil": _PROJECTED.format("Score-MRI with projections", "1.75", "0.1"),
     "score-mri-ssos": _PROJECTED.format("Score-MRI with projections", "1.75", "0.1"),
-    "score-mri-hybrid": _CORRECTED.format("Score-MRI in its hybrid form", "0.5 to 1.7", "0.1 to 0.85"),
-    "song": _CORRECTED.format("The sampler of Song et al.", "0.9 to 1.8", "0.1 to 0.45"),
+    "score-mri-hybrid": _CORRECTED.format("Score-MRI in its hybrid form", "0.5 to 1.7", "0.1 to 1.0"),
+    "song": _CORRECTED.format("The sampler of Song et al.", "0.9 to 1.9", "0.1 to 0.5"),
     "song-published": _PROJECTED.format("The sampler of Song et al. with its published snr", "3.8", "0.16"),
 }
 CAVEATS["pigdm"] = (

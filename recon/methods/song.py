@@ -33,9 +33,9 @@ def song(
     was measured keeps the noise that the network expects. Before every move x is taken to argmin strength sigma^2 / 2
     ||A x' - y_t||^2 + 1/2 ||x' - x||^2, and the last denoised image is made consistent with y itself.
 
-    Too wide as Score-MRI is, for the same reason: with Gaussian priors 100 of `ve_levels` give 1.1 (three coils x4) to
-    1.8 times the posterior variance (one coil, and three coils x2), 0.9 times where noise is strong, about means that
-    are off by 0.1 to 0.45 standard deviations. Data that were noisy become more so: on simulated heads of eight coils
+    Too wide as Score-MRI is, for the same reason: with Gaussian priors 100 levels from 3 give 1.1 (three coils x4) to
+    1.85 times the posterior variance (one coil, and three coils x2), 0.9 times where noise is strong, about means that
+    are off by 0.1 to 0.5 standard deviations. Data that were noisy become more so: on simulated heads of eight coils
     one sample is 1 to 2 dB worse than one of `score_mri`.
 
     Parameters
