@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recon.errors import InputError
+from recon.errors import ReconError
 from recon.methods import METHODS, SCHEDULES, inputs_of
 from recon.methods.dds import consistent_diffusion, dds, dds_hard, dds_levels, proximal
-from recon.methods.diffusion import Counted, NonFiniteError
+from recon.methods.diffusion import Counted
 from recon.methods.split_gibbs import couplings, split_gibbs
 from recon.noise import Noise
 from recon.schedules import ddpm
@@ -138,7 +138,7 @@ def figures(name: str, p: Problem, *, chains: int = 4000) -> dict[str, float]:
 
 
 def defaults(name: str) -> list[dict]:
-    """A sampler on every problem with noise; what it refuses is left out, where it diverges it is said."""
+    """A sampler on every problem with noise; or the reason why it has no answer."""
     found = []
     for problem, p in problems().items():
         if problem == "noise-free":
@@ -146,13 +146,10 @@ def defaults(name: str) -> list[dict]:
         start = time.perf_counter()
         try:
             row = figures(name, p, chains=1000 if problem.startswith("complex") else 4000)
-        except InputError as error:
-            print(name, problem, error, flush=True)
-            continue
-        except NonFiniteError:
-            row = {"diverged": True}
+        except ReconError as error:
+            row = {"refused": str(error)}
         found.append({"sampler": name, "problem": problem, **row, "seconds": time.perf_counter() - start})
-        print(name, problem, {k: round(v, 3) for k, v in found[-1].items() if isinstance(v, float)}, flush=True)
+        print(name, problem, {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     return found
 
 
@@ -186,7 +183,7 @@ def main() -> None:
 def write(results: dict[str, list[dict]]) -> None:
     TABLE.write_text(json.dumps(results, indent=1) + "\n")
     (RESULTS / "oracle.md").write_text(markdown(results))
-    picture([row for row in results["defaults"] if "diverged" not in row])
+    picture([row for row in results["defaults"] if "refused" not in row])
 
 
 def markdown(results: dict[str, list[dict]]) -> str:
@@ -198,7 +195,7 @@ def markdown(results: dict[str, list[dict]]) -> str:
     for row in results["defaults"]:
         by_sampler.setdefault(row["sampler"], {})[row["problem"]] = row
     for sampler, rows in by_sampler.items():
-        cells = [cell(rows.get(n)) for n in names]
+        cells = [cell(rows[n]) for n in names]
         evaluations = max(r.get("evaluations", 0) for r in rows.values())
         lines.append(f"| {sampler} | {evaluations or ''} | " + " | ".join(cells) + " |")
     lines += ["", "| problem | sampler | evaluations | mean | cov | moments |", "|---|---|---|---|---|---|"]
@@ -209,11 +206,9 @@ def markdown(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(row: dict | None) -> str:
-    if row is None:
-        return "refused"
-    if "diverged" in row:
-        return "diverges"
+def cell(row: dict) -> str:
+    if "refused" in row:
+        return "diverges or refuses"
     return f"{row['mean']:.3f}, {row['cov']:.2f}, {100 * row['coverage']:.0f} %"
 
 
