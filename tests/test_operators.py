@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.basic import SCALING_FILTERS, FiniteDifference, Wavelet
+from operators.ct import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors, XRay
 from operators.fourier import fftc, ifftc
 from operators.linop import Identity, LinearOperator, Matrix, Space, Stack
 from operators.mri import sense
@@ -57,6 +58,18 @@ def synthesis_sense(mask: Tensor, dtype: torch.dtype) -> LinearOperator:
     return sense_of(mask, 1, 2)(dtype) @ Wavelet(space(1, *mask.shape, dtype=dtype, ndim=mask.ndim)).H
 
 
+def xray(geometry: Geometry, *shape: int) -> Callable[[torch.dtype], LinearOperator]:
+    return lambda dtype: XRay(geometry, Grid(shape, (1.0, 1.2), (0.3, -0.2)), dtype=dtype.to_real())
+
+
+def angles(views: int) -> Tensor:
+    return torch.linspace(0.2, 5.9, views, dtype=torch.float64)
+
+
+def pairs(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64).reshape(-1, 2)
+
+
 # Each makes its operator in a complex dtype; the real ones are of the same precision.
 OPERATORS: list[tuple[str, Callable[[torch.dtype], LinearOperator]]] = [
     ("sense, one coil, full", sense_of(full(4, 5), 1, 1)),
@@ -82,6 +95,10 @@ OPERATORS: list[tuple[str, Callable[[torch.dtype], LinearOperator]]] = [
     ("wavelet, db4, real", lambda dtype: Wavelet(space(9, 4, dtype=dtype.to_real()), name="db4", levels=2)),
     ("wavelet, channels", lambda dtype: Wavelet(space(2, 5, 4, dtype=dtype, ndim=2), levels=3)),
     ("wavelet, 3-D", lambda dtype: Wavelet(space(2, 3, 3, 4, dtype=dtype, ndim=3), levels=2)),
+    ("x-ray, parallel", xray(ParallelBeam(angles(3), 7, 0.9, 0.4), 5, 4)),
+    ("x-ray, flat fan", xray(FanBeam(angles(4), 6, 1.9, 9.0, 14.0, rotation_offset=0.5), 4, 6)),
+    ("x-ray, curved fan", xray(FanBeam(angles(3), 5, 1.9, 9.0, 14.0, curved=True, detector_offset=0.3), 5, 5)),
+    ("x-ray, vectors", xray(ViewVectors(pairs(-5, 0, 1, 6), pairs(0, 1, -1, 0), 6, source=pairs(9, 1, -2, -8)), 3, 4)),
     ("matrix", lambda dtype: matrix(4, 3, dtype)),
     ("matrix, real", lambda dtype: matrix(3, 5, dtype.to_real())),
     ("identity", lambda dtype: Identity(space(3, 2, dtype=dtype))),
