@@ -73,7 +73,7 @@ def test_table():
 
 
 @pytest.mark.parametrize(
-    ("options", "mean", "cov"), [({}, 0.109, 0.940), ({"spread": 0.15}, 0.043, 0.925), ({"eta": 0.0}, 0.269, 1.031)]
+    ("options", "mean", "cov"), [({}, 0.113, 0.881), ({"spread": 0.15}, 0.044, 0.866), ({"eta": 0.0}, 0.272, 1.001)]
 )
 def test_its_own_levels(options, mean, cov):
     p = reference_problem()
@@ -150,7 +150,7 @@ def test_one_evaluation_per_step_no_graph_and_a_callback_each():
     counted = Counted(p.denoiser)
     sigmas = pigdm_levels(p.likelihood, p.denoiser)
     x = pigdm(p.likelihood, counted, sigmas, rng=Noise(0, range(3)), callback=lambda step, x: steps.append(x))
-    assert counted.evaluations == len(steps) == 100
+    assert counted.evaluations == len(steps) == 50
     assert not any(image.requires_grad for image in (x, *steps))
 
 

@@ -164,7 +164,7 @@ CAVEATS |= {
 }
 CAVEATS["pigdm"] = (
     "PiGDM takes the prior for white: where the posterior is known (Gaussian priors that are not) its mean is off by "
-    "0.1 to 0.2 standard deviations, and its samples hold 0.94 to 1.14 of the variance."
+    "0.1 to 0.25 standard deviations, and its samples hold 0.8 to 1.1 of the variance."
 )
 CAVEATS |= dict.fromkeys(
     ("diffpir", "diffpir-20", "diffpir-100"),
