@@ -112,7 +112,7 @@ def test_table():
     """1000 steps, zeta 1, data of level t as published, against an independent Monte Carlo of 4000 chains."""
     p, rng = reference_problem(), OneStream(0, 1000)
     error, ratio = p.error(*sample_moments(hard(p, ddpm(1000), rng, published(p.likelihood, rng), 1.0)))
-    # The chance of 1000 chains is 1 / sqrt(1000) = .032 in the mean, half of that in the other run, and in the variance,
+    # The chance of 1000 chains is 1 / sqrt(1000) = .032 in the mean, half of that in the other run; in the variance,
     # which few directions carry, sqrt(2 / 1000) = .045 and .022.
     assert error == pytest.approx(1.08, abs=0.07)
     assert ratio == pytest.approx(0.87, abs=0.1)
