@@ -394,6 +394,63 @@ def tune(
     console.print(f"settings in {_plain(str(out))}; use them with --tuned {_plain(str(out))}", soft_wrap=True)
 
 
+@app.command()
+def benchmark(
+    files: Annotated[list[Path], typer.Argument(help="Fully sampled scans, of any format that is read.")],
+    out: Annotated[Path, typer.Option(help="Folder of the benchmark; what is done there is not done again.")],
+    methods: Annotated[str, typer.Option(help="NAME,NAME (see `recon methods`).")] = "zero-filled,l1-wavelet,dds",
+    masks: Annotated[str, typer.Option(help="KIND,KIND.")] = "random,equispaced,gaussian1d,gaussian2d,poisson,radial",
+    accelerations: Annotated[str, typer.Option(help="NUMBER,NUMBER.")] = "4,8,12",
+    samples: Annotated[int | None, typer.Option(help="For methods that draw them; 8.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many masks of each kind, with the samples drawn for them.")] = 1,
+    slices: Annotated[str | None, typer.Option(help="FIRST:LAST (exclusive) of every file, all by default.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of a method, METHOD.NAME=VALUE; samples and steps are options too."),
+    ] = None,
+    tuned: Annotated[list[Path] | None, typer.Option(help="Options as `recon tune` chose them.")] = None,
+    mask_option: Annotated[
+        list[str] | None, typer.Option("--mask-set", help="An option of all masks, NAME=VALUE: calibration=24, say.")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="Name of an embedded prior (brain), or a path.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes, which share the threads.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, in place of workers.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Compute the cells again that failed.")] = False,
+) -> None:
+    """Compare methods over masks, accelerations and seeds: tables, pictures and a report in a folder."""
+    from .benchmark import display
+    from .benchmark.grid import make_grid
+    from .benchmark.run import benchmark as run
+
+    grid = make_grid(
+        files,
+        methods=methods.split(","),
+        masks=masks.split(","),
+        accelerations=parse_numbers("--accelerations", accelerations),
+        seeds=seeds,
+        samples=samples,
+        slices=parse_slices(slices),
+        options=parse_method_options(option or []),
+        tuned=tuned or (),
+        mask_options=parse_options(mask_option or []),
+        prior=prior,
+        device=device,
+    )
+    with display.progress(Console(stderr=True)) as progress:
+        found = run(grid, out=out, workers=workers, cluster=cluster, retry=retry, progress=progress)
+    console.print(display.outcome(grid, found))
+    for note in found.notes:
+        console.print(_plain(note), style="bold red", soft_wrap=True)
+    for cell in found.failed[:10]:  # all of them are in the report
+        console.print(f"{_plain(cell.name)}: {_plain(found.records[cell]['error']['message'])}", style="red")
+    mend = "; --retry computes the failed ones again" if found.failed else ""
+    console.print(
+        f"{found.computed} of {len(found.records)} cells computed, {len(found.failed)} failed{mend}", soft_wrap=True
+    )
+    console.print(f"report in {_plain(str(out / 'report.html'))}", soft_wrap=True)
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A bar with the time left, shown while the block runs."""
@@ -451,6 +508,19 @@ def parse_options(texts: list[str]) -> dict[str, Any]:
         if not (name and equals):
             raise InputError(f"--set: expected NAME=VALUE, got {text!r}")
         options[name] = _value(value)
+    return options
+
+
+def parse_method_options(texts: list[str]) -> dict[str, dict[str, Any]]:
+    """METHOD.NAME=VALUE texts as method -> options."""
+    from .errors import InputError
+
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in parse_options(texts).items():
+        method, dot, name = key.partition(".")
+        if not (method and dot and name):
+            raise InputError(f"--set: expected METHOD.NAME=VALUE, got {key}={value}")
+        options.setdefault(method, {})[name] = value
     return options
 
 

@@ -1,0 +1,307 @@
+"""What a benchmark asks: files x slices x methods x masks x accelerations x seeds, checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from .. import io
+from ..errors import InputError
+from ..io.writers import checksums
+from ..methods import inputs_of, method_named
+from ..methods.peers import check_installed
+from ..mri import MRIScan
+from ..pipeline import draw_mask, load_prior
+from ..records import TUNED, read_record, tuned_options
+from ..settings import Settings
+
+
+@dataclass(frozen=True)
+class Source:
+    """One fully sampled scan.
+
+    Parameters
+    ----------
+    name : in tables: the file's, without ending and with as many folders as tell it from the others.
+    sha256 : of its content; a copy elsewhere is the same scan.
+    slices : first and last (exclusive) of those that take part.
+    path : where it lies here.
+    """
+
+    name: str
+    sha256: str
+    slices: tuple[int, int]
+    path: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method with its settings.
+
+    Parameters
+    ----------
+    options : its keywords, where they are not its defaults.
+    samples, steps : for methods that draw samples; None for others, and for a sampler's own number of steps.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    samples: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One reconstruction; `seed` is that of the mask and of the samples."""
+
+    file: str
+    slice: int
+    method: str
+    mask: str
+    acceleration: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        where = f"{self.file.replace('/', '-')}_{self.slice:04d}"
+        return f"{where}_{self.mask}_x{self.acceleration:g}_{self.seed:03d}_{self.method}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell with all that a worker needs to compute it.
+
+    Parameters
+    ----------
+    path, sha256 : of the scan.
+    arguments : of `recon.reconstruct`, the prior left out.
+    prior : None for methods without.
+    picture : whether the image is kept for the report.
+    version : of this package; a worker of another is refused.
+    """
+
+    cell: Cell
+    path: str
+    sha256: str
+    arguments: Mapping[str, Any] = field(hash=False)
+    prior: str | None
+    picture: bool
+    version: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a benchmark; made by `make_grid`.
+
+    Parameters
+    ----------
+    seeds : how many, from 0 on.
+    mask_options : keywords of every mask.
+    prior, prior_sha256 : name or path, and checksum of the weights; None if no method has one.
+    """
+
+    files: tuple[Source, ...]
+    methods: tuple[Contestant, ...]
+    masks: tuple[str, ...]
+    accelerations: tuple[float, ...]
+    seeds: int
+    mask_options: dict[str, Any] = field(default_factory=dict, hash=False)
+    prior: str | None = field(default=None, compare=False)
+    prior_sha256: str | None = None
+    device: str = "cpu"
+    version: str = field(default_factory=lambda: version("tweedie-recon"))
+
+    def tasks(self) -> list[Task]:
+        """One for each cell, scan by scan and slice by slice."""
+        return [
+            self._task(source, index, method, mask, acceleration, seed)
+            for source in self.files
+            for index in range(*source.slices)
+            for seed, mask, acceleration, method in product(
+                range(self.seeds), self.masks, self.accelerations, self.methods
+            )
+        ]
+
+    def _task(self, source: Source, index: int, method: Contestant, mask: str, acceleration: float, seed: int) -> Task:
+        middle = sum(source.slices) // 2
+        return Task(
+            cell=Cell(source.name, index, method.name, mask, acceleration, seed),
+            path=source.path,
+            sha256=source.sha256,
+            arguments={
+                "method": method.name,
+                "options": method.options,
+                "mask": mask,
+                "acceleration": acceleration,
+                "mask_options": self.mask_options,
+                "slices": (index, index + 1),
+                "samples": method.samples,
+                "steps": method.steps,
+                "seed": seed,
+                "device": self.device,
+                "check": False,  # the reference says whether the prior suits
+            },
+            prior=self.prior if "denoiser" in inputs_of(method_named(method.name)) else None,
+            picture=index == middle and seed == 0,
+            version=self.version,
+        )
+
+
+def make_grid(
+    files: Sequence[str | Path],
+    *,
+    methods: Sequence[str],
+    masks: Sequence[str],
+    accelerations: Sequence[float],
+    seeds: int = 1,
+    samples: int | None = None,
+    slices: tuple[int, int] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    tuned: Sequence[str | Path] = (),
+    mask_options: Mapping[str, Any] | None = None,
+    prior: str | None = None,
+    device: str = "cpu",
+) -> Grid:
+    """The grid, with whatever can be known to fail refused: files are opened, masks drawn, the prior is loaded.
+
+    Parameters
+    ----------
+    files : fully sampled scans.
+    samples : for methods that draw them, 8 by default.
+    slices : first and last (exclusive) of every file, all by default.
+    options : method -> its keywords; `samples` and `steps` may be among them.
+    tuned : records of `recon tune`, each of one method; `options` go before them.
+    prior : name of an embedded prior or a path; "brain" by default, where a method needs one.
+
+    Raises
+    ------
+    InputError, MissingFileError
+        For unknown or repeated names, a tool that is not installed, an acceleration that a mask cannot give, a scan
+        that is not fully sampled, a prior that is not there, and whatever would have no effect.
+    """
+    for what, values in {"methods": methods, "masks": masks, "accelerations": accelerations, "files": files}.items():
+        _check_list(what, [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
+    if seeds < 1:
+        raise InputError(f"seeds: expected at least 1, got {seeds}")
+    contestants = _contestants(methods, _with_tuned(options or {}, tuned), samples)
+    asked = [
+        Settings(
+            method=c.name,
+            options=c.options,
+            mask=mask,
+            acceleration=acceleration,
+            mask_options=dict(mask_options or {}),
+            samples=c.samples,
+            steps=c.steps,
+            prior=prior if "denoiser" in inputs_of(method_named(c.name)) else None,
+            device=device,
+        ).resolved()
+        for c, mask, acceleration in product(contestants, masks, accelerations)
+    ]
+    with_prior = next((settings for settings in asked if settings.prior is not None), None)
+    if prior is not None and with_prior is None:
+        raise InputError(f"prior: none of {', '.join(methods)} has one; leave it out, or add dds, say")
+    scans = [io.load(path) for path in files]
+    _check_masks(scans, files, {(s.mask, s.acceleration): s for s in asked}.values())
+    card = None if with_prior is None else load_prior(with_prior.prior, with_prior)[1]
+    return Grid(
+        files=_sources(files, scans, slices),
+        methods=contestants,
+        masks=tuple(masks),
+        accelerations=tuple(float(acceleration) for acceleration in accelerations),
+        seeds=seeds,
+        mask_options=dict(mask_options or {}),
+        prior=None if with_prior is None else with_prior.prior,
+        prior_sha256=None if card is None else str(card.get("sha256")),
+        device=device,
+    )
+
+
+def _check_list(what: str, values: Sequence[str]) -> None:
+    if not values:
+        raise InputError(f"{what}: expected at least one, got none")
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise InputError(f"{what}: expected each once, got {', '.join(repeated)} more often")
+
+
+def _with_tuned(options: Mapping[str, Mapping[str, Any]], tuned: Sequence[str | Path]) -> dict[str, Mapping[str, Any]]:
+    """Options by method, those that were tuned where no other was asked for."""
+    found = dict(options)
+    for path in tuned:
+        method = str(read_record(path, kind=TUNED).get("method"))
+        found[method] = tuned_options(path, method=method) | dict(options.get(method, {}))
+    return found
+
+
+def _contestants(
+    methods: Sequence[str], options: Mapping[str, Mapping[str, Any]], samples: int | None
+) -> tuple[Contestant, ...]:
+    unknown = sorted(set(options) - set(methods))
+    if unknown:
+        raise InputError(f"options: {', '.join(unknown)} takes no part; expected one of {', '.join(methods)}")
+    found = []
+    for name in methods:
+        draws = "rng" in inputs_of(method_named(name))
+        check_installed(name)
+        own = dict(options.get(name, {}))
+        counts = {key: own.pop(key, None) for key in ("samples", "steps")}
+        if draws and counts["samples"] is None:
+            counts["samples"] = 8 if samples is None else samples
+        for key, count in counts.items():
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+                raise InputError(f"method {name}: {key} expects a whole number, got {count!r}")
+        found.append(Contestant(name, own, **counts))
+    if samples is not None and all(c.samples is None for c in found):
+        raise InputError(f"samples: none of {', '.join(methods)} draws any; leave it out, or add dds, say")
+    return tuple(found)
+
+
+def _check_masks(scans: Sequence[MRIScan], files: Sequence[str | Path], asked: Any) -> None:
+    """Draw every mask once for every shape of k-space."""
+    for file, scan in zip(files, scans, strict=True):
+        if not scan.fully_sampled:
+            raise InputError(
+                f"{file}: expected a fully sampled scan, which is undersampled and compared with, got one that is "
+                f"undersampled already ({scan.mask_source}); use recon reconstruct"
+            )
+    shapes = {(scan.shape, scan.readout_axis): scan for scan in scans}
+    for scan, settings in product(shapes.values(), asked):
+        try:
+            draw_mask(settings, scan)
+        except InputError as error:
+            size = " x ".join(map(str, scan.shape))
+            raise InputError(f"{error} (acceleration {settings.acceleration:g} of {size} k-space)") from error
+
+
+def _sources(
+    files: Sequence[str | Path], scans: Sequence[MRIScan], slices: tuple[int, int] | None
+) -> tuple[Source, ...]:
+    paths = [Path(file).absolute() for file in files]
+    found: list[Source] = []
+    for name, path, scan in zip(_names(paths), paths, scans, strict=True):
+        first, last = slices or (0, len(scan))
+        if not 0 <= first < last <= len(scan):
+            raise InputError(f"{path.name}: expected slices within 0:{len(scan)}, got {first}:{last}")
+        text = " ".join(f"{file} {value}" for file, value in sorted(checksums(path).items()))
+        digest = text.split()[-1] if len(text.split()) == 2 else hashlib.sha256(text.encode()).hexdigest()
+        found.append(Source(name, digest, (first, last), str(path)))
+    twice = [s.name for s in found if sum(s.sha256 == other.sha256 for other in found) > 1]
+    if twice:
+        raise InputError(f"files: expected each scan once, got the same data in {', '.join(twice)}")
+    return tuple(found)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths, without ending, that tell them apart."""
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"files: expected names that differ before their ending, got {', '.join(map(str, paths))}")
