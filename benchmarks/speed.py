@@ -94,7 +94,7 @@ def sampler(data: Path, repeats: int, threads: int) -> dict[str, Any]:
 
     scan = recon.load(data / "brain_8ch.h5")
     prepared = mri.prepare(mri.undersample(scan, MASKS["random"](scan.shape, 4)))
-    likelihood, denoiser = mri.likelihood(prepared), priors.load("brain")
+    likelihood, denoiser = mri.likelihood(prepared), priors.chunked(priors.load("brain"), 2**16)
     sigmas = dds_levels(likelihood, denoiser)
     kspace = peers.to_bart(prepared.kspace[0].numpy())
     maps = peers.to_bart(prepared.sens_maps[0, 0].numpy())
@@ -137,7 +137,7 @@ def main() -> None:
         found = {
             "memory of l1-wavelet": memory(),
             "normal operator, 15 x 320 x 320, 1-D mask": normal_operator(arguments.repeats),
-            "dds, 8 x 230 x 180, 30 network evaluations a sample": sampler(
+            "dds, 8 x 230 x 180, 50 network evaluations a sample": sampler(
                 arguments.data, max(1, arguments.repeats // 5), arguments.threads
             ),
             f"l1-wavelet, 8 x 230 x 180, {ITERATIONS} iterations": l1(
