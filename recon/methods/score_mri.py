@@ -44,6 +44,9 @@ def score_mri(
     off by 0.1 (one coil) to 0.5 standard deviations. The corrector is to blame, its step being large for its noise:
     without it one coil holds 1.03 of the variance, and more levels do not help.
 
+    On a measured head of eight coils, random x4, one sample of 60 levels has 29.2 dB (DDS 29.9 with 50 evaluations),
+    and tissue in corners that no coil sees.
+
     Parameters
     ----------
     sigmas : (levels + 1,) decreasing to 0; 1 + corrector_steps network evaluations each, but for the 0.
