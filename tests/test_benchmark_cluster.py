@@ -83,7 +83,7 @@ def test_workers_that_cannot_compute_are_said_to(grid: Grid, cluster: Any, monke
 
 def test_a_scheduler_that_is_not_there(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PATIENCE", "1s")
-    with pytest.raises(InputError, match="cluster: expected a Dask scheduler at tcp://127.0.0.1:9, got none"):
+    with pytest.raises(InputError, match=r"cluster: expected a Dask scheduler at tcp://127.0.0.1:9, got none"):
         benchmark(grid, out=tmp_path, cluster="tcp://127.0.0.1:9")
     with pytest.raises(InputError, match="cluster: expected a Dask scheduler at nonsense://x, got none"):
         benchmark(grid, out=tmp_path, cluster="nonsense://x")
