@@ -18,10 +18,12 @@ body { font: 15px/1.5 system-ui, "Helvetica Neue", Arial, sans-serif; color: #20
        margin: 0 auto; max-width: 1280px; padding: 1.5rem 2rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { max-width: 75ch; } .faint { color: #5c6673; }
-.wide { overflow: auto; max-height: 80vh; border: 1px solid #d9dde3; border-radius: 4px; }
+.wide { display: inline-block; max-width: 100%; overflow: auto; max-height: 80vh;
+        border: 1px solid #d9dde3; border-radius: 4px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #eceef1; }
-th { position: sticky; top: 0; background: #f5f6f8; font-weight: 600; z-index: 1; }
+th { white-space: normal; vertical-align: bottom; position: sticky; top: 0; background: #f5f6f8;
+     font-weight: 600; z-index: 1; }
 td.name, th.name { text-align: left; } tr.first td { border-top: 2px solid #c4cad3; } td.error { color: #a3122a; }
 td.key, th.key { position: sticky; left: 0; background: #fff; } th.key { background: #f5f6f8; z-index: 2; }
 td.text { text-align: left; white-space: normal; min-width: 30ch; }
