@@ -109,21 +109,21 @@ void rows_of(T* padded, const T* images, int count, bool transposed, int rows, i
 }
 
 template <class T, int B>
-void read_rows(const Lanes<T>& lanes, int first, int last, const T* image, int64_t stride, int columns, T* sums) {
-    T* __restrict sum = sums;
+void read_rows(const Lanes<T>& lanes, int first, int last, const T* image, int64_t stride, int columns,
+               T* __restrict sum) {
     for (int k = first; k < last; ++k) {
         const T* __restrict row = image + k * stride;
         for (int l = 0; l < LANES; ++l) {
             const auto c = joseph::crossing(lanes.start[l], lanes.step[l], k, columns);
-            const T* pixel = row + c.index * B;
-            for (int b = 0; b < B; ++b) sum[l * B + b] += pixel[b] + c.upper * (pixel[B + b] - pixel[b]);
+            const int i = c.index * B;  // an index, not a pointer: compilers make vectors of it
+            for (int b = 0; b < B; ++b) sum[l * B + b] += row[i + b] + c.upper * (row[i + B + b] - row[i + b]);
         }
     }
 }
 
 template <class T, int B>
-void add_rows(const Lanes<T>& lanes, int first, int last, T* image, int64_t stride, int columns, const T* values) {
-    const T* __restrict y = values;
+void add_rows(const Lanes<T>& lanes, int first, int last, T* image, int64_t stride, int columns,
+              const T* __restrict y) {
     for (int k = first; k < last; ++k) {
         T* __restrict row = image + k * stride;
         int index[LANES];
