@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from recon.apply import prior_inputs
 from recon.errors import ReconError
-from recon.methods import METHODS, SCHEDULES, inputs_of
+from recon.methods import METHODS, inputs_of
 from recon.methods.dds import consistent_diffusion, dds, dds_hard, dds_levels, proximal
 from recon.methods.diffusion import Counted
 from recon.methods.split_gibbs import couplings, split_gibbs
@@ -123,9 +124,8 @@ def samplers() -> list[str]:
 
 def sample(name: str, p: Problem, *, chains: int) -> tuple[Tensor, int]:
     """Samples of a method at its default setting, and the network evaluations of each."""
-    counted = Counted(p.denoiser)
-    given = {"likelihood": p.likelihood, "denoiser": counted, "rng": OneStream(0, chains)}
-    given["sigmas"] = SCHEDULES[name](p.likelihood, counted, None) if name in SCHEDULES else None
+    made, counted = prior_inputs(name, p.likelihood, p.denoiser, None)
+    given = {"likelihood": p.likelihood, "rng": OneStream(0, chains)} | made
     method = METHODS[name]
     return method(**{key: given[key] for key in inputs_of(method)}), counted.evaluations
 

@@ -14,6 +14,7 @@ from priors.denoiser import (
     chunked,
     real_imag,
 )
+from priors.generator import Generator, probability_flow
 from priors.library import load, names, save
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "VE",
     "VP",
     "Denoiser",
+    "Generator",
     "V",
     "affine",
     "along",
@@ -30,6 +32,7 @@ __all__ = [
     "chunked",
     "load",
     "names",
+    "probability_flow",
     "real_imag",
     "save",
 ]

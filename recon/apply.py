@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from priors.denoiser import Denoiser
+from priors.generator import Generator, probability_flow
 
 from . import mri
 from .errors import InputError, ReconError
-from .methods import SCHEDULES, inputs_of, method_named, options_of
+from .likelihood import Gaussian
+from .methods import SCHEDULES, inputs_of, method_named, options_of, takes_prior
+from .methods.csgm import CountedGenerator
 from .methods.diffusion import Counted
 from .noise import Noise
 from .partial import PartialResults
@@ -47,7 +50,7 @@ class Images:
 def apply_method(
     prepared: mri.PreparedMRI,
     settings: Settings,
-    denoiser: Denoiser | None,
+    prior: Denoiser | Generator | None,
     *,
     stream: tuple[int, ...],
     parts: PartialResults,
@@ -68,7 +71,7 @@ def apply_method(
         If the method refuses the data or its options.
     """
     samples = settings.samples or 1
-    given = {"likelihood": mri.likelihood(prepared), "scan": prepared, "denoiser": denoiser}
+    given = {"likelihood": mri.likelihood(prepared), "scan": prepared}
     images, seconds, evaluations = [], 0.0, 0
     for first in range(0, samples, BATCH):
         ids = range(first, min(first + BATCH, samples))
@@ -77,7 +80,10 @@ def apply_method(
         part = parts.load(file)
         if part is None:
             part = _batch(
-                given | {"rng": Noise(stream, ids)}, settings, _within(report, first / samples, len(ids) / samples)
+                given | {"rng": Noise(stream, ids)},
+                settings,
+                prior,
+                _within(report, first / samples, len(ids) / samples),
             )
             parts.save(file, part)
         images.append(part["x"].to(prepared.kspace.device))
@@ -87,15 +93,39 @@ def apply_method(
     return Images(torch.cat(images), seconds, evaluations)
 
 
-def _batch(given: dict[str, Any], settings: Settings, report: Report) -> dict[str, Any]:
+def prior_inputs(
+    name: str, likelihood: Gaussian, prior: Denoiser | Generator, steps: int | None
+) -> tuple[dict[str, Any], Counted | CountedGenerator]:
+    """What a method needs of the prior, by name, and what counts the evaluations.
+
+    A generator is the prior's own, or else the probability flow of its denoiser through the levels of the method.
+
+    Raises
+    ------
+    InputError
+        If the prior is a generator and the method needs a denoiser, or noise levels were asked for.
+    """
+    if isinstance(prior, Generator):
+        if "generator" not in inputs_of(method_named(name)):
+            raise InputError(f"{name} needs a denoiser, and this prior is a generator; use csgm, or another prior")
+        if steps is not None:
+            raise InputError("steps: this prior is a generator, which has no noise levels; leave it out")
+        generator = CountedGenerator(prior)
+        return {"generator": generator}, generator
+    denoiser, sigmas = Counted(prior), SCHEDULES[name](likelihood, prior, steps)
+    return {"denoiser": denoiser, "sigmas": sigmas, "generator": probability_flow(denoiser, sigmas)}, denoiser
+
+
+def _batch(
+    given: dict[str, Any], settings: Settings, prior: Denoiser | Generator | None, report: Report
+) -> dict[str, Any]:
     """One batch of samples, with the time and the network evaluations that it took."""
     method = method_named(settings.method)
     names = inputs_of(method)
     counted = None
-    if "sigmas" in names:
-        given["sigmas"] = SCHEDULES[settings.method](given["likelihood"], given["denoiser"], settings.steps)
-    if "denoiser" in names:
-        given["denoiser"] = counted = Counted(given["denoiser"])
+    if prior is not None and takes_prior(method):  # the fallback of the check takes none
+        made, counted = prior_inputs(settings.method, given["likelihood"], prior, settings.steps)
+        given |= made
     arguments = {key: given[key] for key in names} | settings.options
     if "callback" in inspect.signature(method).parameters:
         options = options_of(method) | settings.options

@@ -125,7 +125,7 @@ def reconstruct(
         console.print(_plain(note), style="bold red" if note.startswith("WARNING") else "dim", soft_wrap=True)
     cost = f"{result.run['timings_s']['method']:.1f} s"
     if result.run["evaluations"]:
-        cost += f" at {result.run['evaluations']} network evaluations a sample"
+        cost += f" at {result.run['evaluations']} network evaluations" + " a sample" * (result.samples is not None)
     if "check" in result.run["timings_s"]:
         cost += f", and {result.run['timings_s']['check']:.1f} s for the check of the prior"
     console.print(f"true acceleration {result.run['acceleration']:.2f}, {cost}", soft_wrap=True)
@@ -165,13 +165,13 @@ def info(file: File) -> None:
 @app.command()
 def methods() -> None:
     """List the methods with their options."""
-    from .methods import METHODS, inputs_of, options_of
+    from .methods import METHODS, options_of, takes_prior
 
     table = Table("method", "what it is", "options for --set (default)", box=None, header_style="bold")
     for name, method in METHODS.items():
         summary = (method.__doc__ or "").strip().splitlines()[0]
         options = ", ".join(f"{key}={value}" for key, value in options_of(method).items())
-        prior = " [dim](prior)" if "denoiser" in inputs_of(method) else ""
+        prior = " [dim](prior)" if takes_prior(method) else ""
         table.add_row(name + prior, _plain(summary), options)
     console.print(table)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from operators.masks import mask_function
 from priors.denoiser import Denoiser
+from priors.generator import Generator
 
 from . import io, mri
 from .apply import Images, apply_method
@@ -51,7 +52,7 @@ def reconstruct(
     mask_options: dict[str, Any] | None = None,
     slices: tuple[int, int] | None = None,
     samples: int | None = None,
-    prior: str | Denoiser | None = None,
+    prior: str | Denoiser | Generator | None = None,
     steps: int | None = None,
     seed: int = 0,
     coils: int | None = None,
@@ -71,7 +72,8 @@ def reconstruct(
     Parameters
     ----------
     scan : a scan, or the file of one (see recon.io.load).
-    method ... calibrated : see recon.settings.Settings. `prior` may also be a denoiser of your own.
+    method ... calibrated : see recon.settings.Settings. `prior` may also be a denoiser or generator
+        of your own.
     out : folder for the results. What an interrupted run had finished is kept there, and the same call continues it,
         if the scan is a file and the prior has a card: nothing else tells one in memory from another.
     overwrite : replace results that are there.
@@ -108,8 +110,8 @@ def reconstruct(
     folder = None if out is None else Path(out)
     staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
     with staging as target:
-        denoiser, card = load_prior(prior or settings.prior, settings)
-        named = path is not None and (denoiser is None or bool(card))
+        loaded, card = load_prior(prior or settings.prior, settings)
+        named = path is not None and (loaded is None or bool(card))
         if calibration is not None and (doubt := calibration.check(settings, card)):
             warnings.warn(doubt, stacklevel=2)
         # What was finished is as good with a check, or a calibration, as without.
@@ -120,7 +122,7 @@ def reconstruct(
             "version": version("tweedie-recon"),
         }
         parts = PartialResults(folder if named else None, run_key)
-        run = _Run(scan, settings, denoiser, calibration, parts, progress)
+        run = _Run(scan, settings, loaded, calibration, parts, progress)
         checked = run.check()
         if checked is not None and checked.warning:
             warnings.warn(checked.statement.removeprefix("WARNING: "), stacklevel=2)
@@ -147,7 +149,7 @@ class _Run:
 
     scan: MRIScan
     settings: Settings
-    denoiser: Denoiser | None
+    prior: Denoiser | Generator | None
     calibration: Calibration | None
     parts: PartialResults
     progress: Progress | None
@@ -174,7 +176,7 @@ class _Run:
             return apply_method(
                 prepared,
                 settings,
-                self.denoiser,
+                self.prior,
                 stream=(settings.seed, index, 1),
                 parts=self.parts,
                 name=f"check-{index:04d}-{name}",
@@ -195,7 +197,7 @@ class _Run:
         images = apply_method(
             prepared,
             self.settings,
-            self.denoiser,
+            self.prior,
             stream=(self.settings.seed, index),
             parts=self.parts,
             name=f"slice-{index:04d}",
@@ -275,21 +277,26 @@ def draw_mask(settings: Settings, scan: MRIScan) -> Tensor | None:
         raise InputError(f"mask {settings.mask}: {error}") from error
 
 
-def load_prior(prior: str | Denoiser | None, settings: Settings) -> tuple[Denoiser | None, dict[str, Any] | None]:
-    """The denoiser that the method needs, within a memory budget, and its card if it has one."""
+def load_prior(
+    prior: str | Denoiser | Generator | None, settings: Settings
+) -> tuple[Denoiser | Generator | None, dict[str, Any] | None]:
+    """The prior that the method needs, a denoiser within a memory budget, and its card if it has one."""
     if prior is None:
         return None, None
     import priors
 
     try:
-        denoiser = priors.load(prior, device=settings.device) if isinstance(prior, str) else prior
+        loaded = priors.load(prior, device=settings.device) if isinstance(prior, str) else prior
     except FileNotFoundError as error:
         raise MissingFileError(str(error)) from error
     except ValueError as error:
         raise InputError(str(error)) from error
-    card = getattr(denoiser, "card", None)
-    if settings.precision == "bf16":
-        denoiser = priors.bf16(denoiser)
+    card = getattr(loaded, "card", None)
+    if isinstance(loaded, Generator):
+        if settings.precision != "float32":
+            raise InputError("precision: this prior is a generator, which computes as it is; leave it out")
+        return loaded, card
+    denoiser = priors.bf16(loaded) if settings.precision == "bf16" else loaded
     return priors.chunked(denoiser, _network_pixels(settings.device)), card
 
 

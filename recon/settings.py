@@ -12,7 +12,7 @@ import torch
 from operators.masks import mask_function
 
 from .errors import InputError
-from .methods import check_options, inputs_of, method_named
+from .methods import SCHEDULES, check_options, inputs_of, method_named, takes_prior
 from .records import tuned_options
 
 
@@ -26,8 +26,9 @@ class Settings:
     mask : a name in MASKS to undersample with, None to take the data as they are.
     acceleration, mask_options : of the mask (4 if None); its keywords, such as calibration or offset.
     slices : first and last (exclusive), None for all.
-    samples, prior, steps : for methods that draw samples (8 and "brain" if None); steps of the noise schedule, None
-        for the method's own.
+    samples : for methods that draw samples; 8 if None.
+    prior : for methods that use one; "brain" if None.
+    steps : of the noise schedule, for methods that have one; None for the method's own.
     seed : of the mask and of the samples.
     coils : virtual coils to compress to, None for all.
     sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
@@ -68,11 +69,17 @@ class Settings:
         options |= self.options
         check_options(self.method, options)
         self._check_ranges()
-        draws = "rng" in inputs_of(method_named(self.method))
-        idle = [name for name in ("samples", "prior", "steps", "calibrated") if getattr(self, name) is not None]
-        if idle and not draws:
-            raise InputError(f"{', '.join(idle)}: {self.method} draws no samples; leave it out, or use dds, say")
-        if self.precision != "float32" and "denoiser" not in inputs_of(method_named(self.method)):
+        method = method_named(self.method)
+        draws, has_prior = "rng" in inputs_of(method), takes_prior(method)
+        for name, used, why in [
+            ("samples", draws, "draws no samples"),
+            ("calibrated", draws, "draws no samples"),
+            ("prior", has_prior, "uses no prior"),
+            ("steps", self.method in SCHEDULES, "has no noise levels"),
+        ]:
+            if getattr(self, name) is not None and not used:
+                raise InputError(f"{name}: {self.method} {why}; leave it out, or use dds, say")
+        if self.precision != "float32" and not has_prior:
             raise InputError(f"precision: {self.method} has no network; leave it out")
         if self.calibrated is not None and self.samples == 1:
             raise InputError("calibrated: expected at least 2 samples, got 1: there is no interval to scale")
@@ -85,7 +92,7 @@ class Settings:
             options=options,
             acceleration=4.0 if self.mask is not None and self.acceleration is None else self.acceleration,
             samples=8 if draws and self.samples is None else self.samples,
-            prior="brain" if draws and self.prior is None else self.prior,
+            prior="brain" if has_prior and self.prior is None else self.prior,
         )
 
     def _check_ranges(self) -> None:

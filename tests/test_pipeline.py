@@ -20,7 +20,7 @@ from torch import Tensor
 from recon.errors import InputError, MissingFileError, ResultExistsError
 from recon.io import load
 from recon.io.writers import RESULT_NAMES
-from recon.methods import METHODS, SCHEDULES, inputs_of
+from recon.methods import METHODS, SCHEDULES, takes_prior
 from recon.mri import MRIScan
 from recon.partial import FOLDER, PartialResults
 from recon.phantom import head
@@ -222,8 +222,8 @@ def test_precision_is_that_of_the_network(file: Path) -> None:
     assert 0 < difference < 0.02  # 5 evaluations, each of which moves by a few per cent of its noise
 
 
-def test_every_sampler_has_a_schedule() -> None:
-    assert {name for name, method in METHODS.items() if "sigmas" in inputs_of(method)} == set(SCHEDULES)
+def test_every_method_with_a_prior_has_a_schedule() -> None:
+    assert {name for name, method in METHODS.items() if takes_prior(method)} == set(SCHEDULES)
 
 
 # Progress

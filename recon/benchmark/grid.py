@@ -13,7 +13,7 @@ from typing import Any
 from .. import io
 from ..errors import InputError
 from ..io.writers import checksums
-from ..methods import inputs_of, method_named
+from ..methods import inputs_of, method_named, takes_prior
 from ..methods.peers import check_installed
 from ..mri import MRIScan
 from ..pipeline import draw_mask, load_prior
@@ -147,7 +147,7 @@ class Grid:
                 "device": self.device,
                 "check": False,  # the reference says whether the prior suits
             },
-            prior=self.prior if "denoiser" in inputs_of(method_named(method.name)) else None,
+            prior=self.prior if takes_prior(method_named(method.name)) else None,
             picture=index == middle and seed == 0,
             version=self.version,
         )
@@ -199,7 +199,7 @@ def make_grid(
             mask_options=dict(mask_options or {}),
             samples=c.samples,
             steps=c.steps,
-            prior=prior if "denoiser" in inputs_of(method_named(c.name)) else None,
+            prior=prior if takes_prior(method_named(c.name)) else None,
             device=device,
         ).resolved()
         for c, mask, acceleration in product(contestants, masks, accelerations)

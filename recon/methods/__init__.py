@@ -1,6 +1,7 @@
 """Every method by its name. A method is a function: it is given what its parameters name, and its keywords are options.
 
-What a parameter may name: `likelihood`, `scan` (prepared), `denoiser`, `sigmas` (noise levels), `rng` (random streams).
+What a parameter may name: `likelihood`, `scan` (prepared), `denoiser` or `generator` (made of the prior), `sigmas`
+(noise levels), `rng` (random streams).
 Classical methods return one image, samplers (those with `rng`) one image for each sample.
 """
 
@@ -20,6 +21,7 @@ from ..errors import InputError
 from ..likelihood import Gaussian
 from .classical import cg_sense, l1_wavelet, total_variation
 from .coilwise import coilwise
+from .csgm import csgm, csgm_levels
 from .daps import daps, daps_langevin, daps_langevin_levels, daps_levels
 from .ddrm import ddrm, ddrm_levels
 from .dds import dds, dds_hard, dds_levels, dds_published, dds_warm, published_levels, warm_levels
@@ -28,6 +30,7 @@ from .dps import dps, dps_levels, dps_norm, dps_published_levels
 from .mcg import mcg, mcg_hard
 from .peers import bart_l1_wavelet, bart_tv, sigpy_l1_wavelet, sigpy_tv
 from .pigdm import pigdm, pigdm_levels
+from .plug_and_play import plug_and_play_levels, pnp_admm, pnp_hqs
 from .red_diff import red_diff, red_diff_levels, red_diff_published_levels
 from .score_ald import ald_levels, ald_published_levels, score_ald, score_ald_published
 from .score_mri import score_mri, score_mri_hard, score_mri_hybrid, ve_levels
@@ -73,6 +76,9 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     ),
     "ddrm": coilwise(ddrm),
     "daps": daps,
+    "pnp-admm": pnp_admm,
+    "pnp-hqs": pnp_hqs,
+    "csgm": csgm,
     "red-diff": red_diff,
     "red-diff-published": preset(red_diff, "RED-diff as published: all timesteps of DDPM in the range of the prior."),
     "daps-published": preset(daps_langevin, "DAPS as published: Langevin steps given the data, 1000 evaluations."),
@@ -110,6 +116,9 @@ SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
     "ddrm": ddrm_levels,
     "daps": daps_levels,
     "daps-published": daps_langevin_levels,
+    "pnp-admm": plug_and_play_levels,
+    "pnp-hqs": plug_and_play_levels,
+    "csgm": csgm_levels,
     "red-diff": red_diff_levels,
     "red-diff-published": red_diff_published_levels,
     "dps": dps_levels,
@@ -165,6 +174,10 @@ CAVEATS |= {
         "0.25 standard deviations and its samples hold 1.6 of the variance at an mse of 1; at 5 it diverges."
     ),
 }
+CAVEATS["csgm"] = (
+    "CSGM searches for the most probable image: the spread of its results is that of local minima and of searches that "
+    "ended early, no uncertainty (with a Gaussian prior there is none of it)."
+)
 CAVEATS |= dict.fromkeys(
     ("red-diff", "red-diff-published"),
     "RED-diff searches for one image: the spread of its results is no uncertainty (where the posterior is known, with "
@@ -204,7 +217,7 @@ CAVEATS["ddrm"] = (
 )
 """What a user must know of the spread of a sampler's draws (see benchmarks/results/oracle.md)."""
 
-INPUTS = ("likelihood", "scan", "denoiser", "sigmas", "rng")
+INPUTS = ("likelihood", "scan", "denoiser", "generator", "sigmas", "rng")
 
 
 def method_named(name: str) -> Callable[..., Tensor]:
@@ -223,6 +236,11 @@ def method_named(name: str) -> Callable[..., Tensor]:
 def inputs_of(method: Callable[..., Tensor]) -> tuple[str, ...]:
     """Which of INPUTS a method needs."""
     return tuple(name for name in INPUTS if name in inspect.signature(method).parameters)
+
+
+def takes_prior(method: Callable[..., Tensor]) -> bool:
+    """Whether a method uses a prior, as its denoiser or its generator; it need not draw samples."""
+    return not {"denoiser", "generator"}.isdisjoint(inputs_of(method))
 
 
 def options_of(method: Callable[..., Tensor]) -> dict[str, Any]:
