@@ -406,7 +406,7 @@ def benchmark(
     slices: Annotated[str | None, typer.Option(help="FIRST:LAST (exclusive) of every file, all by default.")] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--set", help="An option of a method, METHOD.NAME=VALUE; samples and steps are options too."),
+        typer.Option("--set", help="Of a method: METHOD.NAME=VALUE; samples, steps, prior and precision count too."),
     ] = None,
     tuned: Annotated[list[Path] | None, typer.Option(help="Options as `recon tune` chose them.")] = None,
     mask_option: Annotated[
@@ -414,6 +414,7 @@ def benchmark(
     ] = None,
     prior: Annotated[str | None, typer.Option(help="Name of an embedded prior (brain), or a path.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Of the networks of priors: float32 or bf16.")] = "float32",
     workers: Annotated[int, typer.Option(help="Processes, which share the threads.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, in place of workers.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Compute the cells again that failed.")] = False,
@@ -436,6 +437,7 @@ def benchmark(
         mask_options=parse_options(mask_option or []),
         prior=prior,
         device=device,
+        precision=precision,
     )
     with display.progress(Console(stderr=True)) as progress:
         found = run(grid, out=out, workers=workers, cluster=cluster, retry=retry, progress=progress)

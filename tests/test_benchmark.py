@@ -126,7 +126,7 @@ def test_a_cell_is_a_reconstruction_of_the_pipeline(file: Path, tmp_path: Path) 
 
 
 def test_a_sampler_takes_part_with_its_coverage(file: Path, tmp_path: Path) -> None:
-    options = {"dds": {"steps": 2, "samples": 3}}
+    options = {"dds": {"steps": 2, "samples": 3, "precision": "bf16"}}
     asked = grid(file, methods=["zero-filled", "dds"], masks=["random"], seeds=1, slices=(0, 1), options=options)
     found = benchmark(asked, out=tmp_path)
     zero, dds = found.records.values()
@@ -134,7 +134,8 @@ def test_a_sampler_takes_part_with_its_coverage(file: Path, tmp_path: Path) -> N
     assert dds["coverage"]["samples"] == 3
     assert 0 <= dds["coverage"]["coverage"][2] <= 1
     assert dds["evaluations"] == 2
-    assert dds["prior"] == asked.prior_sha256
+    assert dds["prior"] == asked.methods[1].prior_sha256
+    assert dds["settings"]["precision"] == "bf16"
     assert dds["settings"]["prior"] == "brain"
     assert zero["prior"] is None
     row = next(row for row in table(tmp_path, "table.csv") if row["method"] == "dds")
@@ -349,11 +350,13 @@ def test_one_cell_of_each_method_comes_first(file: Path, tmp_path: Path, compute
         ({"samples": 4}, "samples: none of zero-filled, rss draws any"),
         ({"methods": ["dds"], "samples": 0}, "samples: expected at least 1, got 0"),
         ({"prior": "brain"}, "prior: none of zero-filled, rss has one"),
+        ({"precision": "bf16"}, "precision: none of zero-filled, rss has one"),
+        ({"options": {"rss": {"precision": "bf16"}}}, "precision: rss has no network"),
         ({"methods": ["dds"], "prior": "nobody"}, "nobody"),
         ({"slices": (1, 3)}, "head.h5: expected slices within 0:2, got 1:3"),
         ({"options": {"tv": {"iterations": 3}}}, "options: tv takes no part"),
         ({"options": {"rss": {"iterations": 3}}}, "method rss: unknown option 'iterations'"),
-        ({"options": {"rss": {"steps": 3}}}, "steps: rss draws no samples"),
+        ({"options": {"rss": {"steps": 3}}}, "steps: rss has no noise levels"),
         ({"methods": ["dds"], "options": {"dds": {"steps": 2.5}}}, "method dds: steps expects a whole number"),
         ({"device": "toaster"}, "device: expected cpu"),
     ],

@@ -135,7 +135,7 @@ class _Kept:
         return self._read(first, last)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _loaded(prior: str, device: str) -> Any:
     import priors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -47,12 +47,17 @@ class Contestant:
     ----------
     options : its keywords, where they are not its defaults.
     samples, steps : for methods that draw samples; None for others, and for a sampler's own number of steps.
+    precision : of the prior's network.
+    prior, prior_sha256 : name or path, and checksum of the weights; None for methods without.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict, hash=False)
     samples: int | None = None
     steps: int | None = None
+    precision: str = "float32"
+    prior: str | None = field(default=None, compare=False)
+    prior_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,6 @@ class Grid:
     ----------
     seeds : how many, from 0 on.
     mask_options : keywords of every mask.
-    prior, prior_sha256 : name or path, and checksum of the weights; None if no method has one.
     """
 
     files: tuple[Source, ...]
@@ -112,8 +116,6 @@ class Grid:
     accelerations: tuple[float, ...]
     seeds: int
     mask_options: dict[str, Any] = field(default_factory=dict, hash=False)
-    prior: str | None = field(default=None, compare=False)
-    prior_sha256: str | None = None
     device: str = "cpu"
     version: str = field(default_factory=lambda: version("tweedie-recon"))
 
@@ -145,9 +147,10 @@ class Grid:
                 "steps": method.steps,
                 "seed": seed,
                 "device": self.device,
+                "precision": method.precision,
                 "check": False,  # the reference says whether the prior suits
             },
-            prior=self.prior if takes_prior(method_named(method.name)) else None,
+            prior=method.prior,
             picture=index == middle and seed == 0,
             version=self.version,
         )
@@ -167,6 +170,7 @@ def make_grid(
     mask_options: Mapping[str, Any] | None = None,
     prior: str | None = None,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> Grid:
     """The grid, with whatever can be known to fail refused: files are opened, masks drawn, the prior is loaded.
 
@@ -175,9 +179,9 @@ def make_grid(
     files : fully sampled scans.
     samples : for methods that draw them, 8 by default.
     slices : first and last (exclusive) of every file, all by default.
-    options : method -> its keywords; `samples` and `steps` may be among them.
+    options : method -> its keywords; `samples`, `steps`, `prior` and `precision` may be among them.
     tuned : records of `recon tune`, each of one method; `options` go before them.
-    prior : name of an embedded prior or a path; "brain" by default, where a method needs one.
+    prior, precision : of methods with a prior: its name or a path (a method's own by default); of its network.
 
     Raises
     ------
@@ -189,7 +193,9 @@ def make_grid(
         _check_list(what, [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, got {seeds}")
-    contestants = _contestants(methods, _with_tuned(options or {}, tuned), samples)
+    contestants = _contestants(
+        methods, _with_tuned(options or {}, tuned), samples=samples, prior=prior, precision=precision
+    )
     asked = [
         Settings(
             method=c.name,
@@ -199,26 +205,21 @@ def make_grid(
             mask_options=dict(mask_options or {}),
             samples=c.samples,
             steps=c.steps,
-            prior=prior if takes_prior(method_named(c.name)) else None,
+            prior=c.prior,
             device=device,
+            precision=c.precision,
         ).resolved()
         for c, mask, acceleration in product(contestants, masks, accelerations)
     ]
-    with_prior = next((settings for settings in asked if settings.prior is not None), None)
-    if prior is not None and with_prior is None:
-        raise InputError(f"prior: none of {', '.join(methods)} has one; leave it out, or add dds, say")
     scans = [io.load(path) for path in files]
     _check_masks(scans, files, {(s.mask, s.acceleration): s for s in asked}.values())
-    card = None if with_prior is None else load_prior(with_prior.prior, with_prior)[1]
     return Grid(
         files=_sources(files, scans, slices),
-        methods=contestants,
+        methods=_with_priors(contestants, asked),
         masks=tuple(masks),
         accelerations=tuple(float(acceleration) for acceleration in accelerations),
         seeds=seeds,
         mask_options=dict(mask_options or {}),
-        prior=None if with_prior is None else with_prior.prior,
-        prior_sha256=None if card is None else str(card.get("sha256")),
         device=device,
     )
 
@@ -241,25 +242,46 @@ def _with_tuned(options: Mapping[str, Mapping[str, Any]], tuned: Sequence[str | 
 
 
 def _contestants(
-    methods: Sequence[str], options: Mapping[str, Mapping[str, Any]], samples: int | None
+    methods: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]],
+    *,
+    samples: int | None,
+    prior: str | None,
+    precision: str,
 ) -> tuple[Contestant, ...]:
     unknown = sorted(set(options) - set(methods))
     if unknown:
         raise InputError(f"options: {', '.join(unknown)} takes no part; expected one of {', '.join(methods)}")
     found = []
     for name in methods:
-        draws = "rng" in inputs_of(method_named(name))
+        method = method_named(name)
         check_installed(name)
+        common: dict[str, Any] = {"samples": 8 if samples is None else samples} if "rng" in inputs_of(method) else {}
+        common |= {"prior": prior, "precision": precision} if takes_prior(method) else {}
         own = dict(options.get(name, {}))
-        counts = {key: own.pop(key, None) for key in ("samples", "steps")}
-        if draws and counts["samples"] is None:
-            counts["samples"] = 8 if samples is None else samples
-        for key, count in counts.items():
+        settings = common | {key: own.pop(key) for key in ("samples", "steps", "prior", "precision") if key in own}
+        for key in ("samples", "steps"):
+            count = settings.get(key)
             if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
                 raise InputError(f"method {name}: {key} expects a whole number, got {count!r}")
-        found.append(Contestant(name, own, **counts))
+        found.append(Contestant(name, own, **settings))
     if samples is not None and all(c.samples is None for c in found):
         raise InputError(f"samples: none of {', '.join(methods)} draws any; leave it out, or add dds, say")
+    idle = {"prior": prior is not None, "precision": precision != "float32"}
+    if any(idle.values()) and not any(takes_prior(method_named(name)) for name in methods):
+        what = ", ".join(name for name, given in idle.items() if given)
+        raise InputError(f"{what}: none of {', '.join(methods)} has one; leave it out, or add dds, say")
+    return tuple(found)
+
+
+def _with_priors(contestants: Sequence[Contestant], asked: Sequence[Settings]) -> tuple[Contestant, ...]:
+    """The contestants with the priors that they resolve to, which are loaded."""
+    resolved = {settings.method: settings for settings in asked}
+    found = []
+    for c in contestants:
+        card = load_prior(resolved[c.name].prior, resolved[c.name])[1]
+        sha256 = None if card is None else str(card.get("sha256"))
+        found.append(replace(c, prior=resolved[c.name].prior, prior_sha256=sha256))
     return tuple(found)
 
 
