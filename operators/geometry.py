@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,16 @@ class Geometry:
         """Whether rays begin at their point, rather than pass it."""
         raise NotImplementedError
 
+    def select(self, views: Tensor) -> Geometry:
+        """The geometry of some views, in the order of their indices (n,) int64."""
+        raise NotImplementedError
+
+    def view_angles(self) -> Tensor:
+        """(views,) float64 radians; the direction of the ray through the middle of the detector, in [-pi, pi]."""
+        directions = self.rays()[1]
+        middle = directions[:, (self.bins - 1) // 2] + directions[:, self.bins // 2]
+        return torch.atan2(-middle[:, 1], middle[:, 0])
+
     def check(self, sinogram: Tensor) -> None:
         """Raise ValueError unless the trailing axes of a sinogram are (views, bins); it says which one is not."""
         shape = tuple(sinogram.shape)
@@ -128,6 +138,9 @@ class ParallelBeam(Geometry):
     @property
     def views(self) -> int:
         return len(self.angles)
+
+    def select(self, views: Tensor) -> Geometry:
+        return replace(self, angles=self.angles[views])
 
     @property
     def has_source(self) -> bool:
@@ -190,6 +203,9 @@ class FanBeam(Geometry):
     @property
     def views(self) -> int:
         return len(self.angles)
+
+    def select(self, views: Tensor) -> Geometry:
+        return replace(self, angles=self.angles[views])
 
     @property
     def has_source(self) -> bool:
@@ -263,6 +279,12 @@ class ViewVectors(Geometry):
     @property
     def views(self) -> int:
         return len(self.detector)
+
+    def select(self, views: Tensor) -> Geometry:
+        source, direction = (None if v is None else v[views] for v in (self.source, self.direction))
+        return replace(
+            self, detector=self.detector[views], bin_step=self.bin_step[views], source=source, direction=direction
+        )
 
     @property
     def has_source(self) -> bool:

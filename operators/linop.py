@@ -300,6 +300,43 @@ class Stack(LinearOperator):
         return torch.stack([operator.gram(x) for operator in self.operators]).sum(0)
 
 
+class Weighted(LinearOperator):
+    """W A: what an operator gives, times real weights, which may differ from slice to slice.
+
+    Parameters
+    ----------
+    weights : (..., *operator.codomain.shape) real; its leading axes lead domain and codomain too.
+
+    Raises
+    ------
+    ValueError
+        If the weights do not have the trailing axes of the codomain, or are complex.
+    """
+
+    def __init__(self, weights: Tensor, operator: LinearOperator) -> None:
+        inner = operator.codomain
+        if weights.is_complex() or tuple(weights.shape[weights.ndim - len(inner.shape) :]) != inner.shape:
+            raise ValueError(
+                f"weights: expected real of trailing shape {inner.shape} as {operator!r} gives, got {weights.dtype} of "
+                f"shape {tuple(weights.shape)}"
+            )
+        batch = tuple(weights.shape[: weights.ndim - len(inner.shape)])
+        domain, codomain = (
+            replace(space, shape=(*batch, *space.shape), ndim=space.ndim) for space in (operator.domain, inner)
+        )
+        super().__init__(domain, codomain)
+        self.weights, self.operator = weights, operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weights * self.operator.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.adjoint(self.weights * y)
+
+    def gram(self, x: Tensor) -> Tensor:
+        return self.operator.adjoint(self.weights.square() * self.operator.forward(x))
+
+
 class Identity(LinearOperator):
     """I on a space."""
 
