@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ class Geometry:
         """Whether rays begin at their point, rather than pass it."""
         raise NotImplementedError
 
-    def select(self, views: Tensor) -> Geometry:
+    def select(self, views: Tensor) -> Self:
         """The geometry of some views, in the order of their indices (n,) int64."""
         raise NotImplementedError
 
@@ -139,7 +140,7 @@ class ParallelBeam(Geometry):
     def views(self) -> int:
         return len(self.angles)
 
-    def select(self, views: Tensor) -> Geometry:
+    def select(self, views: Tensor) -> Self:
         return replace(self, angles=self.angles[views])
 
     @property
@@ -193,7 +194,7 @@ class FanBeam(Geometry):
                 f"expected a detector beyond the rotation axis, got source_to_detector={self.source_to_detector:g} mm "
                 f"with source_to_axis={self.source_to_axis:g} mm; are they swapped, or is one from axis to detector?"
             )
-        reach = float(self._positions().abs().max()) / self.source_to_detector
+        reach = float(self.positions().abs().max()) / self.source_to_detector
         if self.curved and reach >= math.pi / 2:
             raise ValueError(
                 f"the curved detector reaches {math.degrees(reach):.0f} degrees to one side of the source, expected "
@@ -204,7 +205,7 @@ class FanBeam(Geometry):
     def views(self) -> int:
         return len(self.angles)
 
-    def select(self, views: Tensor) -> Geometry:
+    def select(self, views: Tensor) -> Self:
         return replace(self, angles=self.angles[views])
 
     @property
@@ -217,7 +218,7 @@ class FanBeam(Geometry):
 
     def rays(self) -> tuple[Tensor, Tensor]:
         along, across = (axis[:, None] for axis in _axes(self.angles))
-        s, distance = self._positions()[:, None], self.source_to_detector
+        s, distance = self.positions()[:, None], self.source_to_detector
         source = -self.source_to_axis * along - self.rotation_offset * across
         if self.curved:
             direction = distance * (torch.cos(s / distance) * along + torch.sin(s / distance) * across)
@@ -280,7 +281,7 @@ class ViewVectors(Geometry):
     def views(self) -> int:
         return len(self.detector)
 
-    def select(self, views: Tensor) -> Geometry:
+    def select(self, views: Tensor) -> Self:
         source, direction = (None if v is None else v[views] for v in (self.source, self.direction))
         return replace(
             self, detector=self.detector[views], bin_step=self.bin_step[views], source=source, direction=direction
