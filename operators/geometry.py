@@ -212,7 +212,7 @@ class FanBeam(Geometry):
     def has_source(self) -> bool:
         return True
 
-    def _positions(self) -> Tensor:
+    def positions(self) -> Tensor:
         """(bins,) mm along the detector, from the central ray."""
         return _bin_centres(self.bins, self.bin_size) + self.detector_offset
 
