@@ -74,6 +74,11 @@ class Sense(LinearOperator):
         for axis in whole:
             self._gram_mask = self._gram_mask.narrow(axis, 0, 1)
 
+    @property
+    def support(self) -> Tensor:
+        """(..., set, y, x) bool: where some coil sees the image."""
+        return (self.sens_maps != 0).any(self._coil_axis)
+
     # Coil by coil throughout: the working set stays in cache, and memory does not grow with the coils.
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ from priors.denoiser import (
     affine,
     along,
     bf16,
-    check_domain,
-    check_finite,
     chunked,
     real_imag,
+    within,
 )
 from priors.generator import Generator, probability_flow
 from priors.library import load, names, save
@@ -27,12 +26,11 @@ __all__ = [
     "affine",
     "along",
     "bf16",
-    "check_domain",
-    "check_finite",
     "chunked",
     "load",
     "names",
     "probability_flow",
     "real_imag",
     "save",
+    "within",
 ]

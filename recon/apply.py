@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from priors.denoiser import Denoiser
+from operators.mri import Sense
+from priors.denoiser import Denoiser, within
 from priors.generator import Generator, probability_flow
 
 from . import mri
@@ -39,7 +40,8 @@ class Images:
     ----------
     x : (sample, slice, set, y, x); one sample for methods that draw none.
     seconds : that it took.
-    evaluations : of the network for each sample; 0 without one.
+    evaluations : calls of the prior for each sample, on a batch that holds one image (slice, set, y, x) of each sample,
+        or, of methods that go coil by coil, one of each coil of each sample; 0 without a prior.
     """
 
     x: Tensor
@@ -98,7 +100,8 @@ def prior_inputs(
 ) -> tuple[dict[str, Any], Counted | CountedGenerator]:
     """What a method needs of the prior, by name, and what counts the evaluations.
 
-    A generator is the prior's own, or else the probability flow of its denoiser through the levels of the method.
+    A generator is the prior's own, or else the probability flow of its denoiser through the levels of the method. Where
+    no coil sees anything, images are 0 (of methods that go coil by coil they are not, for want of maps).
 
     Raises
     ------
@@ -112,6 +115,8 @@ def prior_inputs(
             raise InputError("steps: this prior is a generator, which has no noise levels; leave it out")
         generator = CountedGenerator(prior)
         return {"generator": generator}, generator
+    if isinstance(likelihood.A, Sense) and "likelihood" in inputs_of(method_named(name)):
+        prior = within(prior, likelihood.A.support)
     denoiser, sigmas = Counted(prior), SCHEDULES[name](likelihood, prior, steps)
     return {"denoiser": denoiser, "sigmas": sigmas, "generator": probability_flow(denoiser, sigmas)}, denoiser
 

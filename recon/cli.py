@@ -122,7 +122,8 @@ def reconstruct(
             progress=progress,
         )
     for note in result.run["notes"]:
-        console.print(_plain(note), style="bold red" if note.startswith("WARNING") else "dim", soft_wrap=True)
+        if not note.startswith("WARNING"):  # it was given when it was found
+            console.print(_plain(note), style="dim", soft_wrap=True)
     cost = f"{result.run['timings_s']['method']:.1f} s"
     if result.run["evaluations"]:
         cost += f" at {result.run['evaluations']} network evaluations" + " a sample" * (result.samples is not None)

@@ -34,7 +34,8 @@ class Settings:
     sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
     device : where to compute, "cpu" or "cuda".
     precision : in which the prior's network computes, "float32" or "bf16" (see priors.bf16).
-    check : for methods that draw samples: whether to look if the prior suits the data. It costs 4 samples of one slice.
+    check : for methods that draw samples with maps: whether to look if the prior suits the data, which costs 4
+        samples of one slice.
     tuned : file that `recon tune` wrote; its options are taken where `options` says nothing.
     calibrated : file that `recon calibrate` wrote; its factor is applied to std and intervals.
     """

@@ -2,6 +2,8 @@
 
 import json
 import re
+import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
-from typer.testing import CliRunner
 
 import priors
 from operators.fourier import fftc, ifftc
@@ -20,7 +20,7 @@ from operators.masks import MASKS
 from priors.networks import UNet
 from recon.apply import Images
 from recon.checks import FALLBACK, FRACTION, SAMPLES, check_data_fit
-from recon.cli import app
+from recon.cli import main
 from recon.methods.diffusion import NonFiniteError
 from recon.methods.zero_filled import zero_filled
 from recon.mri import MRIScan, PreparedMRI, likelihood, prepare, undersample
@@ -107,6 +107,16 @@ def test_a_prior_that_does_not_suit_is_a_warning_that_names_the_fallback(scan: M
     assert any(note.startswith("WARNING") for note in result.run["notes"])
 
 
+@pytest.mark.parametrize("method", ["ddrm", "score-mri-rss", "score-mri-ssos"])
+def test_methods_without_maps_are_not_checked(scan: MRIScan, method: str) -> None:
+    """Their images have no phase, and predict no data."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = reconstruct(scan, prior=Smooth(), **{**DDS, "method": method})
+    assert result.data_fit is None
+    assert result.run["data_fit"] is None
+
+
 def test_the_middle_slice_is_checked_before_the_others(file: Path) -> None:
     said: list[str] = []
     result = reconstruct(file, prior=Smooth(), progress=lambda what, _: said.append(what), **DDS)
@@ -187,34 +197,31 @@ def untrained(folder: Path) -> Path:
     return priors.save(denoiser, folder / "untrained", card={"intensity": "any"})
 
 
-def test_the_command_warns_in_red_and_says_the_cost(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_warns_once_and_says_the_cost(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("recon.cli.console", Console(force_terminal=True, width=200))
-    command = ["reconstruct", str(file), "--method", "dds", "--mask", "random", "--acceleration", "2", "--steps", "4"]
-    command += [
-        "--samples",
-        "2",
-        "--slices",
-        "0:1",
-        "--prior",
-        str(untrained(tmp_path)),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    with pytest.warns(UserWarning, match=FALLBACK):
-        result = CliRunner().invoke(app, command)
-    assert result.exit_code == 0, result.output
-    assert "\x1b[1;31mWARNING" in result.output
-    assert f"Use {FALLBACK} instead" in result.output
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
-    assert "4 network evaluations a sample" in plain
-    assert re.search(r"and [0-9.]+ s for the check of the prior", plain)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = CliRunner().invoke(app, [*command, "--overwrite", "--no-check"])
-    assert result.exit_code == 0, result.output
-    assert "WARNING" not in result.output
+    out = tmp_path / "out"
+    command = f"recon reconstruct {file} --method dds --mask random --acceleration 2 --steps 4 --samples 2 --slices 0:1"
+    command += f" --prior {untrained(tmp_path)} --out {out}"
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # what main sets is undone
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    monkeypatch.setattr(sys, "argv", command.split())
+    before = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings(action="always"), pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    printed = capfd.readouterr()
+    assert (printed.out + printed.err).count(f"Use {FALLBACK} instead") == 1
+    assert "warning: " in printed.err
+    assert any(note.startswith("WARNING") for note in json.loads((out / "run.json").read_text())["notes"])
+    assert "4 network evaluations a sample" in printed.out
+    assert re.search(r"and [0-9.]+ s for the check of the prior", printed.out)
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--overwrite", "--no-check"])
+    with warnings.catch_warnings(action="error"), pytest.raises(SystemExit) as end:
+        main()
+    signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 0
+    assert "warning" not in capfd.readouterr().err
 
 
 # What goes wrong
