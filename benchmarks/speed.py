@@ -88,13 +88,14 @@ def l1(data: Path, repeats: int, threads: int) -> dict[str, Any]:
         return interleaved(candidates, repeats)
 
 
-def sampler(data: Path, repeats: int, threads: int) -> dict[str, Any]:
+def sampler(data: Path, repeats: int, threads: int, precision: str) -> dict[str, Any]:
     """One DDS sample at its default, and eight in a batch, beside `bart pics` on the same data, mask and maps."""
     import priors
 
     scan = recon.load(data / "brain_8ch.h5")
     prepared = mri.prepare(mri.undersample(scan, MASKS["random"](scan.shape, 4)))
-    likelihood, denoiser = mri.likelihood(prepared), priors.chunked(priors.load("brain"), 2**16)
+    network = priors.load("brain") if precision == "float32" else priors.bf16(priors.load("brain"))
+    likelihood, denoiser = mri.likelihood(prepared), priors.chunked(network, 2**16, threads=threads)
     sigmas = dds_levels(likelihood, denoiser)
     kspace = peers.to_bart(prepared.kspace[0].numpy())
     maps = peers.to_bart(prepared.sens_maps[0, 0].numpy())
@@ -131,21 +132,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
     parser.add_argument("--threads", type=int, help="measure here with so many threads and print")
+    parser.add_argument("--only", default="", help="questions that begin so; the others stay as they were")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-        found = {
-            "memory of l1-wavelet": memory(),
-            "normal operator, 15 x 320 x 320, 1-D mask": normal_operator(arguments.repeats),
-            "dds, 8 x 230 x 180, 50 network evaluations a sample": sampler(
-                arguments.data, max(1, arguments.repeats // 5), arguments.threads
-            ),
-            f"l1-wavelet, 8 x 230 x 180, {ITERATIONS} iterations": l1(
-                arguments.data, arguments.repeats, arguments.threads
-            ),
+        data, repeats, threads = arguments.data, arguments.repeats, arguments.threads
+        few = max(2, repeats // 5)
+        questions: dict[str, Callable[[], dict[str, Any]]] = {
+            "memory of l1-wavelet": memory,
+            "normal operator, 15 x 320 x 320, 1-D mask": lambda: normal_operator(repeats),
+            "dds, 8 x 230 x 180, 50 network evaluations a sample": lambda: sampler(data, few, threads, "float32"),
+            "dds, the network in bfloat16": lambda: sampler(data, few, threads, "bf16"),
+            f"l1-wavelet, 8 x 230 x 180, {ITERATIONS} iterations": lambda: l1(data, repeats, threads),
         }
+        found = {name: ask() for name, ask in questions.items() if name.startswith(arguments.only)}
         print(json.dumps(found))
         return
+    before = json.loads(arguments.out.read_text()) if arguments.only else {}
     record: dict[str, Any] = {
         "command": f"python -m benchmarks.speed {' '.join(sys.argv[1:])}",
         "machine": peers.machine(),
@@ -153,9 +156,10 @@ def main() -> None:
     }
     for threads in (1, 2):
         command = [sys.executable, "-m", "benchmarks.speed", "--data", str(arguments.data)]
-        command += ["--repeats", str(arguments.repeats), "--threads", str(threads)]
+        command += ["--repeats", str(arguments.repeats), "--threads", str(threads), "--only", arguments.only]
         done = subprocess.run(command, env=peers.thread_limits(threads), capture_output=True, text=True, check=True)
-        record[f"{threads} threads"] = json.loads(done.stdout.splitlines()[-1])
+        name = f"{threads} threads"
+        record[name] = before.get(name, {}) | json.loads(done.stdout.splitlines()[-1])
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
