@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from operators.ct import XRay
 from operators.geometry import Geometry, Grid
 from operators.linop import Weighted
 
+from .errors import InputError
 from .likelihood import Gaussian
 from .mri import SliceArray
 
@@ -83,7 +87,7 @@ class PreparedCT:
     line_integrals : (slice, view, bin) float32.
     weights : of the same shape; inverse variance of a line integral, 0 for dead or saturated bins.
     geometry, grid : where the rays run, and the pixels of the image.
-    scale : image in 1/mm = scale * x.
+    scale : image in 1/mm = scale * x; water, where the scan knows it, else `mean_attenuation`: not by the views chosen.
     counts, blank, background : of the same shape, in photons, for transmission statistics: E counts = blank *
         exp(-line integrals) + background.
     notes : what was estimated and how, in sentences for the user.
@@ -109,3 +113,192 @@ def likelihood(prepared: PreparedCT) -> Gaussian:
     root = prepared.weights.sqrt()
     projector = XRay(prepared.geometry, prepared.grid, dtype=root.dtype, device=root.device)
     return Gaussian(Weighted(prepared.scale * root, projector), root * prepared.line_integrals)
+
+
+class NoiseLevel(NamedTuple):
+    """The noise of a line integral: its variance is 1 / (photons * signal).
+
+    photons : in one unit of signal, which is counts without background, or exp(-line integral), so that it is the
+        number in a bin without object.
+    source : how it was found, a sentence for the user.
+    """
+
+    photons: float
+    source: str
+
+
+def noise_of(scan: CTScan) -> NoiseLevel:
+    """Photons of a scan, as it says, or else from its middle slice.
+
+    Fourth differences between neighbours leave noise and little of the object: along the views, and along every second
+    bin, since next ones share light. The one of less noise is taken; medians pass over edges.
+
+    Raises
+    ------
+    InputError
+        If the projections do not fit the geometry, or hold no noise.
+    """
+    known = None if scan.gain is None else 1 / scan.gain
+    if (photons := known if scan.is_counts else scan.photons) is not None:
+        return NoiseLevel(photons, f"noise: {photons:g} photons {'a count' if scan.is_counts else 'a bin'}, as given")
+    middle = len(scan) // 2
+    line_integrals, signal, _ = _logarithm(scan[middle : middle + 1])
+    levels = {
+        "views": _difference_noise(line_integrals.mT, signal.mT, lag=1),
+        "bins": _difference_noise(line_integrals, signal, lag=2),
+    }
+    along = min(levels, key=lambda name: levels[name])
+    if not 0 < levels[along] < math.inf:
+        raise InputError(
+            f"projections: expected noise, whose level is needed, got {levels[along]:g}; give photons (line integrals) "
+            "or gain (counts) with the scan"
+        )
+    what = "a count" if scan.is_counts else "a bin without object"
+    photons = 1 / levels[along]
+    return NoiseLevel(photons, f"noise from differences between neighbouring {along}: {photons:.3g} photons {what}")
+
+
+_DIFFERENCE = (1.0, -4.0, 6.0, -4.0, 1.0)
+
+
+def _difference_noise(line_integrals: Tensor, signal: Tensor, *, lag: int) -> float:
+    """Variance of a line integral of signal 1, from differences along the last axis; infinite where it is too short."""
+    length = line_integrals.shape[-1] - (len(_DIFFERENCE) - 1) * lag
+    if length < 1:
+        return math.inf
+    parts = [(c, i * lag) for i, c in enumerate(_DIFFERENCE)]
+    difference = torch.stack([c * line_integrals.narrow(-1, i, length) for c, i in parts]).sum(0)
+    # var(sum c_i p_i) = sum c_i^2 / signal_i, in units of the variance that is asked for.
+    spread = torch.stack([c**2 / signal.narrow(-1, i, length) for c, i in parts]).sum(0).sqrt()
+    normal = (difference / spread).abs()[spread.isfinite()]
+    return float(normal.median() / 0.6745) ** 2 if len(normal) else math.inf  # median of |n|, n standard normal
+
+
+def prepare(scan: CTScan, *, noise: NoiseLevel | None = None) -> PreparedCT:
+    """Line integrals with the inverse of their variance, and the intensity scale.
+
+    Parameters
+    ----------
+    scan : its slices are read into memory.
+    noise : of its line integrals; found from these slices by default, see `noise_of`.
+
+    Raises
+    ------
+    InputError
+        If the projections do not fit the geometry, are not finite, or hold no object.
+
+    Warns
+    -----
+    UserWarning
+        If the detector ends before the object does.
+    """
+    noise = noise_of(scan) if noise is None else noise
+    line_integrals, signal, background = _logarithm(scan)
+    weights = noise.photons * signal
+    scale = mean_attenuation(line_integrals, scan.geometry) if scan.water is None else scan.water
+    notes = [noise.source, *scan.notes]
+    if cut := _truncation(line_integrals):
+        warnings.warn(cut, stacklevel=2)
+        notes.append(f"WARNING: {cut}")
+    blank = weights * torch.exp(line_integrals)
+    return PreparedCT(
+        line_integrals=line_integrals,
+        weights=weights,
+        geometry=scan.geometry,
+        grid=scan.grid,
+        scale=scale,
+        counts=weights + noise.photons * background,
+        blank=blank,
+        background=noise.photons * background,
+        notes=tuple(notes),
+    )
+
+
+def _logarithm(scan: CTScan) -> tuple[Tensor, Tensor, Tensor]:
+    """Line integrals, signal (see `NoiseLevel`) and background, all (slice, view, bin)."""
+    projections = torch.as_tensor(scan.projections[:]).to(torch.float32)
+    try:
+        scan.geometry.check(projections)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if not bool(projections.isfinite().all()):
+        raise InputError("projections: expected finite values, got NaN or infinity; repair or mask them out")
+    if not scan.is_counts:
+        return projections, torch.exp(-projections), torch.zeros_like(projections)
+    blank, dark = blank_and_dark(scan)
+    signal = (projections - dark).clamp(min=0) * (blank > 0)
+    seen = torch.where(signal > 0, signal, 0.5)  # half a count where there is none; its weight is 0
+    return torch.where(blank > 0, torch.log(blank / seen), 0.0), signal, dark.expand_as(signal)
+
+
+def blank_and_dark(scan: CTScan) -> tuple[Tensor, Tensor]:
+    """Counts without object (less the dark ones), and without beam, (slice, 1, bin); means of their frames.
+
+    Raises
+    ------
+    InputError
+        If there are no flats.
+    """
+    if scan.flats is None:
+        raise InputError("projections: expected flats with counts, got none; give flats, or line integrals")
+    flat = scan.flats.float().mean(0)[:, None]
+    dark = torch.zeros_like(flat) if scan.darks is None else scan.darks.float().mean(0)[:, None]
+    return flat - dark, dark
+
+
+# Below this part of the largest line integral a ray is taken to have missed the object.
+_AIR = 0.05
+
+
+def mean_attenuation(line_integrals: Tensor, geometry: Geometry) -> float:
+    """Of the uniform ellipse with the mass and the moments of the object, in 1/mm: 1 in the scale of prepared images.
+
+    The variance of a view's profile is that of the object across it, c0 + c1 cos 2 angle + c2 sin 2 angle, so that any
+    few angles tell it (Ludwig's and Helgason's conditions), exactly for parallel rays: 30 views or a range of 30
+    degrees give what all give within 1.2 % on measured discs. With the covariance C the ellipse has the area 4 pi sqrt(det C).
+
+    Parameters
+    ----------
+    line_integrals : (slice, view, bin).
+
+    Raises
+    ------
+    InputError
+        If there is no object.
+
+    References
+    ----------
+    Natterer, The Mathematics of Computerized Tomography, Wiley (1986), section II.4.
+    """
+    points, directions = (part.to(line_integrals.device) for part in geometry.rays())
+    y, x = (directions / directions.norm(dim=-1, keepdim=True)).unbind(-1)
+    s = points[..., 1] * y - points[..., 0] * x  # signed distance of a ray from the origin, mm
+    spacing = torch.gradient(s, dim=1)[0].abs()
+    profiles = line_integrals.double().mean(0)
+    profiles = profiles * (profiles > _AIR * profiles.max()) * spacing
+    mass = profiles.sum(1)
+    if not bool((mass > 0).all()):
+        raise InputError(
+            f"projections: expected an object in every view, got line integrals of at most {float(profiles.max()):g} "
+            f"in view {int(mass.argmin())}; are they counts?"
+        )
+    middle = (profiles * s).sum(1) / mass
+    variance = (profiles * (s - middle[:, None]).square()).sum(1) / mass
+    twice = 2 * geometry.view_angles().to(s.device)
+    model = torch.stack((torch.ones_like(twice), twice.cos(), twice.sin()), 1)
+    isotropic = 0.01 * len(twice) * torch.diag(model.new_tensor([0.0, 1.0, 1.0]))  # where the angles are too few
+    c0, c1, c2 = torch.linalg.solve(model.mT @ model + isotropic, model.mT @ variance).tolist()
+    area = 4 * math.pi * math.sqrt(max(c0**2 - c1**2 - c2**2, 0.01 * c0**2))
+    return float(mass.mean()) / area
+
+
+def _truncation(line_integrals: Tensor) -> str:
+    """A warning if the object goes on beyond the detector, or nothing."""
+    ends = line_integrals[..., [0, -1]].abs() > 2 * _AIR * line_integrals.amax()
+    views = int(ends.any(-1).any(0).sum())
+    if not views:
+        return ""
+    return (
+        f"the detector ends before the object does in {views} of {line_integrals.shape[1]} views: the image is wrong "
+        "near its rim, and its values are shifted; use a wider detector"
+    )
