@@ -4,6 +4,7 @@ import ctypes
 import math
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,8 +159,8 @@ def test_second_derivatives_are_those_of_the_matrix() -> None:
 def test_operators_are_registered_as_torch_wants_them() -> None:
     rays, runs = lines(GEOMETRIES[3][1])
     image, sinogram = randn(2, *GRID.shape).requires_grad_(), randn(2, *rays.shape[1:]).requires_grad_()
-    torch.library.opcheck(joseph, (image, rays, runs))
-    torch.library.opcheck(joseph_adjoint, (sinogram, rays, runs, *GRID.shape))
+    torch.library.opcheck(torch.ops.tweedie.joseph.default, (image, rays, runs))
+    torch.library.opcheck(torch.ops.tweedie.joseph_adjoint.default, (sinogram, rays, runs, *GRID.shape))
 
 
 def test_compile_leaves_them_whole() -> None:
@@ -174,6 +175,16 @@ def test_compile_leaves_them_whole() -> None:
     (expected,) = torch.autograd.grad(loss(x), x)
     (gradient,) = torch.autograd.grad(whole(x), x)
     assert torch.allclose(gradient, expected, rtol=1e-10)
+
+
+def test_first_use_does_not_load_the_compiler_of_torch() -> None:
+    """It takes more than a second; what is left of the first use takes a tenth of one."""
+    code = (
+        "import sys, torch; from operators.ct import *; "
+        "A = XRay(ParallelBeam(torch.linspace(0, 3, 5), 9), Grid((6, 6))); A.H(A(torch.ones(6, 6))); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_kernels_cannot_take_is_refused() -> None:

@@ -21,10 +21,30 @@ from torch import Tensor
 
 from . import libraries, reference
 
+# torch.library.custom_op would say the same shorter, but loads torch's compiler at the first call, for a second or more.
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+torch.library.define("tweedie::joseph", "(Tensor images, Tensor rays, Tensor runs) -> Tensor", tags=_TAGS)
+torch.library.define(
+    "tweedie::joseph_adjoint",
+    "(Tensor sinograms, Tensor rays, Tensor runs, SymInt height, SymInt width) -> Tensor",
+    tags=_TAGS,
+)
 
-@torch.library.custom_op("tweedie::joseph", mutates_args=())
+
 def joseph(images: Tensor, rays: Tensor, runs: Tensor) -> Tensor:
     """Line integrals (batch, views, bins) of images (batch, y, x)."""
+    result: Tensor = torch.ops.tweedie.joseph.default(images, rays, runs)
+    return result
+
+
+def joseph_adjoint(sinograms: Tensor, rays: Tensor, runs: Tensor, height: int, width: int) -> Tensor:
+    """The adjoint: images (batch, y, x) from sinograms (batch, views, bins)."""
+    result: Tensor = torch.ops.tweedie.joseph_adjoint.default(sinograms, rays, runs, height, width)
+    return result
+
+
+@torch.library.impl("tweedie::joseph", "default")
+def _forward(images: Tensor, rays: Tensor, runs: Tensor) -> Tensor:
     _check(images, rays, runs, "images (batch, y, x)")
     compiled = libraries.load(images.device.type)
     if compiled is None:
@@ -34,9 +54,8 @@ def joseph(images: Tensor, rays: Tensor, runs: Tensor) -> Tensor:
     return result
 
 
-@torch.library.custom_op("tweedie::joseph_adjoint", mutates_args=())
-def joseph_adjoint(sinograms: Tensor, rays: Tensor, runs: Tensor, height: int, width: int) -> Tensor:
-    """The adjoint: images (batch, y, x) from sinograms (batch, views, bins)."""
+@torch.library.impl("tweedie::joseph_adjoint", "default")
+def _adjoint(sinograms: Tensor, rays: Tensor, runs: Tensor, height: int, width: int) -> Tensor:
     _check(sinograms, rays, runs, "sinograms (batch, views, bins)")
     if sinograms.shape[1:] != rays.shape[1:]:
         raise ValueError(f"sinograms: expected (batch, *{tuple(rays.shape[1:])}), got {tuple(sinograms.shape)}")
@@ -61,12 +80,12 @@ def _check(x: Tensor, rays: Tensor, runs: Tensor, name: str) -> None:
         raise ValueError(f"expected contiguous rays and contiguous runs of int32, got runs of {runs.dtype}")
 
 
-@joseph.register_fake
+@torch.library.register_fake("tweedie::joseph")
 def _(images: Tensor, rays: Tensor, runs: Tensor) -> Tensor:
     return images.new_empty(images.shape[0], *rays.shape[1:])
 
 
-@joseph_adjoint.register_fake
+@torch.library.register_fake("tweedie::joseph_adjoint")
 def _(sinograms: Tensor, rays: Tensor, runs: Tensor, height: int, width: int) -> Tensor:
     return sinograms.new_empty(sinograms.shape[0], height, width)
 
@@ -89,5 +108,5 @@ def _derivative_of_adjoint(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, No
     return joseph(gradient, *ctx.saved_tensors), None, None, None, None
 
 
-joseph.register_autograd(_derivative, setup_context=_remember_forward)
-joseph_adjoint.register_autograd(_derivative_of_adjoint, setup_context=_remember_adjoint)
+torch.library.register_autograd("tweedie::joseph", _derivative, setup_context=_remember_forward)
+torch.library.register_autograd("tweedie::joseph_adjoint", _derivative_of_adjoint, setup_context=_remember_adjoint)
