@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .astra import Astra
 from .geometry import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors, truncated
 from .kernels import joseph, joseph_adjoint
 from .linop import Adjoint, LinearOperator, Space
 
-__all__ = ["FanBeam", "Geometry", "Grid", "ParallelBeam", "ViewVectors", "XRay", "truncated"]
+Backend = Literal["joseph", "astra"]
+
+__all__ = ["Backend", "FanBeam", "Geometry", "Grid", "ParallelBeam", "ViewVectors", "XRay", "truncated"]
 
 
 class XRay(LinearOperator):
-    """Line integrals of images (..., y, x) in 1/mm: sinograms (..., views, bins), by Joseph's method.
+    """Line integrals of images (..., y, x) in 1/mm: sinograms (..., views, bins).
 
-    A ray is followed along the axis it is closest to; each row of pixels that it crosses gives the value interpolated
-    linearly between two pixels, times the length from row to row. The adjoint is the exact transpose; it is not
-    the back-projection of filtered back-projection. Derivatives of any order exist by the image, none by the geometry.
+    By Joseph's method: a ray is followed along the axis it is closest to; each row of pixels that it crosses gives the
+    value interpolated linearly between two pixels, times the length from row to row. The adjoint is the exact
+    transpose; it is not the back-projection of filtered back-projection. Derivatives of any order exist by the image,
+    none by the geometry.
 
     Its error falls with the square of the pixel where the image is smooth, and with the pixel across its edges. A bin
     sees one ray, without width, and a view one angle.
@@ -30,11 +35,17 @@ class XRay(LinearOperator):
     grid : the pixels of the image.
     dtype : torch.float32 or torch.float64.
     device : where images and sinograms lie.
+    backend : "joseph", the kernels of this package; or "astra", astra-toolbox on one thread of the processor, for flat
+        detectors, square pixels and float32. Its method is Joseph's for parallel rays; for rays from a source it
+        weights pixels by the lengths of the ray in them.
 
     Raises
     ------
     ValueError
-        If no ray meets the grid, the source is inside it, or dtype is another one.
+        If no ray meets the grid, the source is inside it, or dtype or backend is another one; if astra has no such
+        detector, pixels, dtype or device.
+    ImportError
+        If astra is asked for and not installed.
 
     References
     ----------
@@ -48,27 +59,50 @@ class XRay(LinearOperator):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        backend: Backend = "joseph",
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}; attenuation is real")
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
+        where = torch.empty(0, device=device).device
         rays, runs = _trace(geometry, grid)
         self.geometry, self.grid = geometry, grid
-        self._rays, self._runs = rays.to(device, dtype), runs.to(device)
-        where = self._rays.device
+        self._projector: Joseph | Astra
+        if backend == "astra":
+            if dtype != torch.float32 or where.type != "cpu":
+                raise ValueError(f"astra: expected torch.float32 on the cpu, got {dtype} on {where}")
+            self._projector = Astra(geometry, grid)
+        else:
+            self._projector = Joseph(rays.to(where, dtype), runs.to(where), grid.shape)
         super().__init__(Space(tuple(grid.shape), dtype, where), Space((geometry.views, geometry.bins), dtype, where))
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-        return joseph(flat, self._rays, self._runs).reshape(*x.shape[:-2], *self.codomain.shape)
+        return self._projector.forward(flat).reshape(*x.shape[:-2], *self.codomain.shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         flat = y.reshape(math.prod(y.shape[:-2]), *y.shape[-2:])
-        images = joseph_adjoint(flat, self._rays, self._runs, *self.grid.shape)
-        return images.reshape(*y.shape[:-2], *self.domain.shape)
+        return self._projector.adjoint(flat).reshape(*y.shape[:-2], *self.domain.shape)
 
     @property
     def H(self) -> LinearOperator:
         return _XRayAdjoint(self)
+
+
+class Joseph:
+    """The kernels of this package on the rays of one geometry; see operators.kernels."""
+
+    def __init__(self, rays: Tensor, runs: Tensor, shape: tuple[int, int]) -> None:
+        self.rays, self.runs, self.shape = rays, runs, shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, y, x) to (batch, views, bins)."""
+        return joseph(images, self.rays, self.runs)
+
+    def adjoint(self, sinograms: Tensor) -> Tensor:
+        """(batch, views, bins) to (batch, y, x)."""
+        return joseph_adjoint(sinograms, self.rays, self.runs, *self.shape)
 
 
 class _XRayAdjoint(Adjoint):

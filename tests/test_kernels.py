@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from operators.ct import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors, XRay
+from operators.ct import FanBeam, Geometry, Grid, Joseph, ParallelBeam, ViewVectors, XRay
 from operators.kernels import joseph, joseph_adjoint, libraries, reference
 
 ANGLES = torch.linspace(-0.3, 6.2, 11, dtype=torch.float64)
@@ -46,8 +46,9 @@ def randn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Ten
 
 
 def lines(geometry: Geometry, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    A = XRay(geometry, GRID, dtype=dtype)
-    return A._rays, A._runs
+    projector = XRay(geometry, GRID, dtype=dtype)._projector
+    assert isinstance(projector, Joseph)
+    return projector.rays, projector.runs
 
 
 def literal(geometry: Geometry, image: Tensor) -> Tensor:

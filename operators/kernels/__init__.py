@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import libraries, reference
 
-# torch.library.custom_op would say the same shorter, but loads torch's compiler at the first call, for a second or more.
+# torch.library.custom_op would be shorter, but loads torch's compiler at the first call, which takes a second.
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 torch.library.define("tweedie::joseph", "(Tensor images, Tensor rays, Tensor runs) -> Tensor", tags=_TAGS)
 torch.library.define(
