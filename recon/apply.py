@@ -15,12 +15,12 @@ from operators.mri import Sense
 from priors.denoiser import Denoiser, within
 from priors.generator import Generator, probability_flow
 
-from . import mri
 from .errors import InputError, ReconError
 from .likelihood import Gaussian
 from .methods import SCHEDULES, inputs_of, method_named, options_of, takes_prior
 from .methods.csgm import CountedGenerator
 from .methods.diffusion import Counted
+from .modalities import Prepared, modality_of
 from .noise import Noise
 from .partial import PartialResults
 from .settings import Settings
@@ -38,7 +38,7 @@ class Images:
 
     Parameters
     ----------
-    x : (sample, slice, set, y, x); one sample for methods that draw none.
+    x : (sample, slice, set, y, x), of CT (sample, slice, y, x); one sample for methods that draw none.
     seconds : that it took.
     evaluations : calls of the prior for each sample, on a batch that holds one image (slice, set, y, x) of each sample,
         or, of methods that go coil by coil, one of each coil of each sample; 0 without a prior.
@@ -50,7 +50,7 @@ class Images:
 
 
 def apply_method(
-    prepared: mri.PreparedMRI,
+    prepared: Prepared,
     settings: Settings,
     prior: Denoiser | Generator | None,
     *,
@@ -73,7 +73,8 @@ def apply_method(
         If the method refuses the data or its options.
     """
     samples = settings.samples or 1
-    given = {"likelihood": mri.likelihood(prepared), "scan": prepared}
+    likelihood = modality_of(prepared).likelihood(prepared)
+    given = {"likelihood": likelihood, "scan": prepared}
     images, seconds, evaluations = [], 0.0, 0
     for first in range(0, samples, BATCH):
         ids = range(first, min(first + BATCH, samples))
@@ -88,7 +89,7 @@ def apply_method(
                 _within(report, first / samples, len(ids) / samples),
             )
             parts.save(file, part)
-        images.append(part["x"].to(prepared.kspace.device))
+        images.append(part["x"].to(likelihood.y.device))
         seconds += part["seconds"]
         evaluations = part["evaluations"]  # of each sample: the same in all batches
     report(1.0)

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
-from . import mri
 from .apply import Images
-from .datafit import DataFit, data_fit, withhold
+from .datafit import DataFit, data_fit
 from .errors import InputError
+from .modalities import Prepared, modality_of
 from .noise import Noise
 from .settings import Settings
 
@@ -24,7 +22,7 @@ FRACTION = 0.03
 FALLBACK = "l1-wavelet"
 """The classical method to turn to."""
 
-Apply = Callable[[mri.PreparedMRI, Settings, str], Images]
+Apply = Callable[[Any, Settings, str], Images]
 """From data, settings and a name for what is kept to the images of a method."""
 
 
@@ -59,29 +57,20 @@ class Check:
         return record | {"samples": SAMPLES} | {name: getattr(self.fit, name) for name in names}
 
 
-def check_data_fit(prepared: mri.PreparedMRI, settings: Settings, apply: Apply, *, slice_index: int) -> Check:
-    """Draw a few samples without a part of the data, and predict that part; so does a classical method.
-
-    The maps are those of all the data: they come from the calibration region, of which nothing is withheld.
-    """
+def check_data_fit(prepared: Prepared, settings: Settings, apply: Apply, *, slice_index: int) -> Check:
+    """Draw a few samples without a part of the data, and predict that part; so does a classical method."""
     try:
-        kept, withheld = withhold(prepared.mask, seed=settings.seed, fraction=FRACTION)
+        given, left_out, where = modality_of(prepared).withhold(prepared, seed=settings.seed, fraction=FRACTION)
     except InputError as error:
         return Check(None, slice_index, 0.0, f"The fit of the prior to the data was not checked: {error}")
-    given, left_out = _only(prepared, kept), mri.likelihood(_only(prepared, withheld))
     samples = apply(given, replace(settings, samples=SAMPLES), "samples")
     fallback = apply(given, replace(settings, method=FALLBACK, options={}, samples=None), "fallback")
     fit = data_fit(
         samples.x,
         left_out,
-        withheld,
+        where,
         rng=Noise((settings.seed, slice_index, 2), range(SAMPLES)),
         fallback=fallback.x[0],
         fallback_name=FALLBACK,
     )
     return Check(fit, slice_index, samples.seconds + fallback.seconds, fit.statement)
-
-
-def _only(prepared: mri.PreparedMRI, mask: Tensor) -> mri.PreparedMRI:
-    """The data as if only a part had been sampled; the maps stay."""
-    return replace(prepared, mask=mask, kspace=prepared.kspace * mask, measured=prepared.measured * mask)

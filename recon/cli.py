@@ -129,7 +129,7 @@ def reconstruct(
         cost += f" at {result.run['evaluations']} network evaluations" + " a sample" * (result.samples is not None)
     if "check" in result.run["timings_s"]:
         cost += f", and {result.run['timings_s']['check']:.1f} s for the check of the prior"
-    console.print(f"true acceleration {result.run['acceleration']:.2f}, {cost}", soft_wrap=True)
+    console.print(f"{result.run['sampled']}, {cost}", soft_wrap=True)
     if result.metrics:
         console.print(metrics_table({method: result.metrics}))
     console.print(f"results in {out}/", soft_wrap=True)

@@ -255,7 +255,7 @@ def mean_attenuation(line_integrals: Tensor, geometry: Geometry) -> float:
 
     The variance of a view's profile is that of the object across it, c0 + c1 cos 2 angle + c2 sin 2 angle, so that any
     few angles tell it (Ludwig's and Helgason's conditions), exactly for parallel rays: 30 views or a range of 30
-    degrees give what all give within 1.2 % on measured discs. With the covariance C the ellipse has the area 4 pi sqrt(det C).
+    degrees give what all give within 1.2 % on measured discs. With the covariance C the area is 4 pi sqrt(det C).
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -52,6 +53,37 @@ def withhold(mask: Tensor, *, seed: int, fraction: float = 0.03, calibration: in
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """Where the data lie that were withheld; a place is one element of the mask.
+
+    Parameters
+    ----------
+    mask : bool, of the last axes of the data; True where they were withheld.
+    radius, angle : (place) from the middle of the data outwards, and radians; for sectors.
+    group : (place) int64; places of one number have errors in common, and count as one.
+    what : the groups, in words.
+    """
+
+    mask: Tensor
+    radius: Tensor
+    angle: Tensor
+    group: Tensor
+    what: str
+
+    @classmethod
+    def in_kspace(cls, mask: Tensor) -> Self:
+        """Of a (ky, kx) or (kz, ky, kx) mask; angles are in the plane of the last two axes."""
+        shape = torch.tensor(mask.shape, device=mask.device)
+        k = (mask.nonzero() - shape // 2) / shape  # cycles per pixel
+        radius, angle = torch.linalg.vector_norm(k, dim=1), torch.atan2(k[:, -2], k[:, -1])
+        return cls(mask, radius, angle, torch.arange(len(k), device=mask.device), "k-space places")
+
+    @property
+    def groups(self) -> int:
+        return len(self.group.unique())
+
+
+@dataclass(frozen=True)
 class DataFit:
     """How well the posterior predicts data that it has not seen.
 
@@ -59,15 +91,16 @@ class DataFit:
     ----------
     z : standard normal score of the withheld data among the predictive draws, if the posterior is right.
     z_by_coil : (coil) float64, the same coil by coil.
-    z_by_sector : (ring, angle) float64, the same by radius (from the centre out) and angle in k-space; NaN where a
-        sector is empty.
+    z_by_sector : (ring, angle) float64, the same by radius (from the centre out) and angle in k-space, or what stands
+        for them (see `Withheld`); NaN where a sector is empty.
     ratio : rms prediction error over what spread and noise explain; 1 if the posterior is right.
     p_calibrated : probability of a score at least as high as z, if the posterior is right.
     ratio_to_fallback : rms prediction error of the posterior mean over that of the fallback, noise included; None if no
         fallback was given.
     p_not_worse : probability of losing to the fallback at least so clearly, if both are equally good; None likewise.
     fallback_name : the classical method to turn to.
-    places : number of withheld places in k-space.
+    places : number of withheld places, of groups of them if their errors have something in common.
+    what : they are, in words.
     false_alarm_rate : probability of a warning though all is well, for each of the two questions.
     """
 
@@ -81,6 +114,7 @@ class DataFit:
     fallback_name: str
     places: int
     false_alarm_rate: float
+    what: str = "k-space places"
 
     @property
     def calibrated(self) -> bool:
@@ -98,7 +132,7 @@ class DataFit:
     def statement(self) -> str:
         """The verdict for the user."""
         found = (
-            f"{self.places} withheld k-space places are predicted with {self.ratio:.2f} times the error that spread "
+            f"{self.places} withheld {self.what} are predicted with {self.ratio:.2f} times the error that spread "
             f"and noise explain (z = {self.z:.1f})"
         )
         if self.ratio_to_fallback is not None:
@@ -118,7 +152,7 @@ class DataFit:
 def data_fit(
     samples: Tensor,
     withheld: Gaussian,
-    mask: Tensor,
+    where: Tensor | Withheld,
     *,
     rng: Randn,
     fallback: Tensor | None = None,
@@ -127,7 +161,7 @@ def data_fit(
     rings: int = 3,
     angles: int = 8,
 ) -> DataFit:
-    """Predict withheld k-space from samples that were reconstructed without it.
+    """Predict withheld data from samples that were reconstructed without them.
 
     **Is the spread right?** If it is, the withheld data y_0 and the predictive draws y_k = A x_k + n_k (k = 1..K) are
     exchangeable: every statistic that treats all K + 1 alike has one distribution for all of them. Here it is the share
@@ -152,7 +186,7 @@ def data_fit(
     ----------
     samples : (sample, *domain), at least 3, reconstructed from the kept data only.
     withheld : operator to the withheld data and that data, whitened; 0 elsewhere.
-    mask : (ky, kx) or (kz, ky, kx) bool; where data is withheld.
+    where : they were withheld; a (ky, kx) or (kz, ky, kx) bool mask for k-space.
     rng : `rng.randn_like` gives noise of variance 1 per real component, a stream per sample.
     fallback : (*domain), reconstructed from the kept data by the method `fallback_name`.
     false_alarm_rate : probability of a warning though all is well, for each of the two questions.
@@ -169,6 +203,8 @@ def data_fit(
     Wilcoxon, Biometrics Bulletin 1, 80 (1945).
     """
     A, y = withheld.A, withheld.y
+    places = where if isinstance(where, Withheld) else None
+    mask = where if isinstance(where, Tensor) else where.mask
     if len(samples) < 3:
         raise InputError(f"data_fit: expected at least 3 samples, got {len(samples)}; draw more")
     if mask.dtype != torch.bool or A.codomain.shape[-mask.ndim :] != mask.shape or not bool(mask.any()):
@@ -176,10 +212,11 @@ def data_fit(
             f"data_fit: expected a bool mask of shape {A.codomain.shape[-mask.ndim :]} with something withheld, got "
             f"{mask.dtype} of shape {tuple(mask.shape)} with {int(mask.sum())} places"
         )
+    places = places or Withheld.in_kspace(mask)
     clean = A(samples)
     share = _shares(torch.cat((y[None], clean + rng.randn_like(clean)))[..., mask])  # (1 + K, ..., coil, place)
     share = share.reshape(len(share), -1, *share.shape[-2:]).mean(1)  # what lies before the coils (slices) is averaged
-    sectors = _sectors(mask, rings=rings, angles=angles)
+    sectors = _sectors(places, rings=rings, angles=angles)
     p_calibrated, z = _score(share.mean((1, 2)))
     z_by_coil = [_score(coil.mean(1))[1] for coil in share.unbind(1)]
     z_by_sector = [_score(share[..., sectors == s].mean((1, 2)))[1] for s in range(rings * angles)]
@@ -194,7 +231,7 @@ def data_fit(
         error_of_fallback = (y - A(fallback)[..., mask]).abs().square()
         # An estimate of a square, whose expectation is not negative, may be.
         ratio_to_fallback = math.sqrt(max(0.0, float(error_of_mean.sum() / error_of_fallback.sum())))
-        p_not_worse = _wilcoxon(error_of_mean - error_of_fallback)
+        p_not_worse = _wilcoxon(error_of_mean - error_of_fallback, places.group)
     return DataFit(
         z=z,
         z_by_coil=torch.tensor(z_by_coil, dtype=torch.float64),
@@ -204,8 +241,9 @@ def data_fit(
         ratio_to_fallback=ratio_to_fallback,
         p_not_worse=p_not_worse,
         fallback_name=fallback_name,
-        places=int(mask.sum()),
+        places=places.groups,
         false_alarm_rate=false_alarm_rate,
+        what=places.what,
     )
 
 
@@ -225,21 +263,20 @@ def _score(statistics: Tensor) -> tuple[float, float]:
     return p, math.copysign(float(-ndtri(p_far)), t)
 
 
-def _wilcoxon(differences: Tensor) -> float:
-    """Tail probability that differences of mean zero are so positive; coils and slices of a place count as one."""
+def _wilcoxon(differences: Tensor, group: Tensor) -> float:
+    """Tail probability that differences of mean zero are so positive; coils and slices of a group count as one."""
     from scipy.stats import wilcoxon
 
-    by_place = differences.reshape(-1, differences.shape[-1]).sum(0)
+    each = differences.reshape(-1, differences.shape[-1]).sum(0)
+    numbers, index = group.unique(return_inverse=True)
+    by_place = each.new_zeros(len(numbers)).index_add(0, index, each)
     if not bool(by_place.any()):
         return 1.0  # the mean is the fallback
     return float(wilcoxon(by_place.double().cpu().numpy(), alternative="greater").pvalue)
 
 
-def _sectors(mask: Tensor, *, rings: int, angles: int) -> Tensor:
-    """Sector number ring * angles + angle of every place in the mask; angles are in the plane of the last two axes."""
-    shape = torch.tensor(mask.shape, device=mask.device)
-    k = (mask.nonzero() - shape // 2) / shape  # cycles per pixel
-    radius, angle = torch.linalg.vector_norm(k, dim=1), torch.atan2(k[:, -2], k[:, -1])
-    rank = radius.argsort().argsort()
+def _sectors(places: Withheld, *, rings: int, angles: int) -> Tensor:
+    """Sector number ring * angles + angle of every place."""
+    rank = places.radius.argsort().argsort()
     ring = rank * rings // len(rank)
-    return ring * angles + ((angle + math.pi) / (2 * math.pi) * angles).long() % angles
+    return ring * angles + ((places.angle + math.pi) / (2 * math.pi) * angles).long() % angles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,27 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators.masks import mask_function
 from priors.denoiser import Denoiser
 from priors.generator import Generator
 
-from . import io, mri
+from . import io
 from .apply import Images, apply_method
 from .calibrated import Calibration, load_calibration
 from .calibration import inflate
 from .checks import SAMPLES, Check, check_data_fit
-from .coverage import retrospective_coverage
 from .errors import InputError, MissingFileError
 from .io import cfl
 from .io.atomic import result_folder
 from .io.writers import RESULT_NAMES
 from .methods import inputs_of, method_named
-from .methods.zero_filled import zero_filled
-from .mri import MRIScan
+from .modalities import SCANS, Prepared, Scan, check_settings, modality_of
 from .noise import Noise
 from .partial import PartialResults
-from .posterior import Coverage, magnitude
-from .residual_noise import scan_noise
+from .posterior import Coverage
 from .result import Reconstruction, SliceResult, assemble
 from .settings import Settings
 
@@ -43,7 +38,7 @@ Progress = Callable[[str, float], None]
 
 
 def reconstruct(
-    scan: MRIScan | str | Path,
+    scan: Scan | str | Path,
     *,
     method: str = "l1-wavelet",
     options: dict[str, Any] | None = None,
@@ -57,6 +52,9 @@ def reconstruct(
     seed: int = 0,
     coils: int | None = None,
     sets: int = 1,
+    views: int | None = None,
+    angular_range: tuple[float, float] | None = None,
+    dose: float | None = None,
     device: str = "cpu",
     precision: str = "float32",
     check: bool = True,
@@ -85,7 +83,7 @@ def reconstruct(
     ReconError
         If something that was asked for cannot be done; the message says what was expected and how to mend it.
     """
-    settings = Settings(
+    asked = Settings(
         method=method,
         options=options or {},
         mask=mask,
@@ -98,15 +96,21 @@ def reconstruct(
         seed=seed,
         coils=coils,
         sets=sets,
+        views=views,
+        angular_range=angular_range,
+        dose=dose,
         device=device,
         precision=precision,
         check=check,
         tuned=None if tuned is None else str(tuned),
         calibrated=None if calibrated is None else str(calibrated),
-    ).resolved()
-    calibration = None if settings.calibrated is None else load_calibration(settings.calibrated)
-    path = None if isinstance(scan, MRIScan) else Path(scan)
-    scan = scan if isinstance(scan, MRIScan) else io.load(scan)
+    )
+    asked.resolved()  # refuses what it can before a file is opened
+    calibration = None if calibrated is None else load_calibration(calibrated)
+    path = None if isinstance(scan, SCANS) else Path(scan)
+    scan = scan if isinstance(scan, SCANS) else io.load(scan)
+    check_settings(asked, scan)
+    settings = asked.resolved(prior=modality_of(scan).PRIOR)
     folder = None if out is None else Path(out)
     staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
     with staging as target:
@@ -131,7 +135,7 @@ def reconstruct(
             results,
             scan=scan,
             settings=settings,
-            mask=run.mask,
+            part=run.part,
             path=path,
             card=card,
             check=checked,
@@ -147,7 +151,7 @@ def reconstruct(
 class _Run:
     """One run over the slices of a scan."""
 
-    scan: MRIScan
+    scan: Scan
     settings: Settings
     prior: Denoiser | Generator | None
     calibration: Calibration | None
@@ -162,19 +166,20 @@ class _Run:
         # The check predicts data from images with their phase; those of methods without maps have none.
         needs = inputs_of(method_named(self.settings.method))
         self.checks = self.settings.check and {"likelihood", "rng"} <= set(needs)
-        self.mask = draw_mask(self.settings, self.scan)
+        self.modality = modality_of(self.scan)
+        self.part = self.modality.choose_part(self.scan, self.settings)
         middle = len(self.scan) // 2  # of all slices: none depends on which others are asked for
-        self.noise = scan_noise(self._undersampled(self._read(middle)))
+        self.noise = self.modality.noise(self._given(self._read(middle), middle))
 
     def check(self) -> Check | None:
         """Whether the prior suits the data, looked at in the middle slice before any other work."""
         if not self.checks:
             return None
         index = self.indices[len(self.indices) // 2]
-        prepared = self._prepare(self._undersampled(self._read(index)))
+        prepared = self._prepare(self._given(self._read(index), index))
         report = self._reporter("checking the prior", 0, SAMPLES)
 
-        def apply(prepared: mri.PreparedMRI, settings: Settings, name: str) -> Images:
+        def apply(prepared: Prepared, settings: Settings, name: str) -> Images:
             return apply_method(
                 prepared,
                 settings,
@@ -190,7 +195,7 @@ class _Run:
     def slice(self, index: int) -> SliceResult:
         """Reconstruct one slice."""
         scan = self._read(index)
-        given = self._undersampled(scan)
+        given = self._given(scan, index)
         try:
             prepared = self._prepare(given)
         except InputError as error:
@@ -208,48 +213,44 @@ class _Run:
             ),
         )
         x = images.x if self.calibration is None else inflate(images.x, self.calibration.factor)
-        # Points leave no whole readout lines: their images keep the oversampled field of view, and so must that of all.
-        coverage, unknown = self._coverage(replace(scan, readout_axis=given.readout_axis), prepared, x, index)
+        coverage, unknown = self._coverage(scan, given, prepared, x, index)
         return SliceResult(
             samples=prepared.image(images.x)[:, 0],
-            zero_filled=_zero_filled(prepared),
-            reference=self._reference(scan),
+            zero_filled=self.modality.preview(prepared),
+            reference=self.modality.reference(scan, self.part, self.settings, self.noise),
             seconds=images.seconds,
             evaluations=images.evaluations,
             notes=(*prepared.notes, *unknown),
             coverage=coverage,
         )
 
-    def _read(self, index: int) -> MRIScan:
-        scan, device = self.scan[index : index + 1], self.settings.device
-        noise = None if scan.noise is None else scan.noise.to(device)
-        return replace(scan, kspace=torch.as_tensor(scan.kspace[:]).to(device), mask=scan.mask.to(device), noise=noise)
+    def _read(self, index: int) -> Scan:
+        scan: Scan = self.modality.read(self.scan, index, self.settings.device)
+        return scan
 
-    def _undersampled(self, scan: MRIScan) -> MRIScan:
-        return scan if self.mask is None else mri.undersample(scan, self.mask.to(scan.mask.device))
+    def _given(self, scan: Scan, index: int) -> Scan:
+        """The part of a slice that was asked for."""
+        if self.part is None:
+            return scan
+        given: Scan = self.modality.undersample(scan, self.part, stream=(self.settings.seed, index))
+        return given
 
-    def _prepare(self, scan: MRIScan) -> mri.PreparedMRI:
-        return mri.prepare(scan, noise=self.noise, coils=self.settings.coils, sets=self.settings.sets)
-
-    def _reference(self, scan: MRIScan) -> Tensor | None:
-        """Of fully sampled data the combination of its coil images with maps of all the data; else that of the file."""
-        if self.mask is not None and scan.fully_sampled:
-            return _zero_filled(mri.prepare(scan, noise=self.noise, sets=self.settings.sets))  # of all coils
-        return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
+    def _prepare(self, scan: Scan) -> Prepared:
+        prepared: Prepared = self.modality.prepare(scan, self.settings, self.noise)
+        return prepared
 
     def _coverage(
-        self, scan: MRIScan, prepared: mri.PreparedMRI, x: Tensor, index: int
+        self, scan: Scan, given: Scan, prepared: Prepared, x: Tensor, index: int
     ) -> tuple[Coverage | None, tuple[str, ...]]:
         """Whether intervals of the samples hold the image of all the data, and a note if that cannot be said."""
-        draws = "rng" in inputs_of(method_named(self.settings.method))
-        if not draws or len(x) < 2 or self.mask is None or not scan.fully_sampled:
+        if "rng" not in inputs_of(method_named(self.settings.method)) or len(x) < 2:
             return None, ()
         rng = Noise((self.settings.seed, index, 3), range(len(x)))
         try:
-            found = retrospective_coverage(x, prepared, scan, noise=self.noise, rng=rng, sets=self.settings.sets)
+            arguments = (x, prepared, given, scan, self.part, self.settings, self.noise, rng)
+            return self.modality.coverage(*arguments), ()
         except InputError as error:  # a finished image is not lost for it
             return None, (f"no coverage: {error}",)
-        return found, ()
 
     def _reporter(self, what: str, before: int, work: int) -> Callable[[float], None]:
         """Tells what fraction of the run is done, given that of a part of it; work is counted in samples."""
@@ -258,25 +259,6 @@ class _Run:
         if progress is None:
             return lambda done: None
         return lambda done: progress(what, (before + work * done) / total)
-
-
-def _zero_filled(prepared: mri.PreparedMRI) -> Tensor:
-    """The image of a slice that is shown, (*spatial) magnitude."""
-    return magnitude(prepared.image(zero_filled(mri.likelihood(prepared)))[0], ndim=prepared.mask.ndim)
-
-
-def draw_mask(settings: Settings, scan: MRIScan) -> Tensor | None:
-    """The mask that was asked for; lines are left out along a phase-encoding axis, never along the readout."""
-    if settings.mask is None:
-        return None
-    pattern = mask_function(settings.mask)
-    options = dict(settings.mask_options)
-    if "axis" in inspect.signature(pattern).parameters:
-        options["axis"] = -2 if scan.readout_axis == -1 else -1
-    try:
-        return pattern(scan.shape, settings.acceleration, seed=settings.seed, **options)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"mask {settings.mask}: {error}") from error
 
 
 def load_prior(

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from operators.masks import acceleration
-
 from . import metrics
 from .calibrated import Calibration
 from .checks import Check
@@ -32,7 +30,7 @@ from .io.writers import (
     write_submission,
 )
 from .methods import CAVEATS, inputs_of, method_named
-from .mri import MRIScan
+from .modalities import Scan, modality_of
 from .posterior import Coverage, magnitude, summarize
 from .settings import Settings
 
@@ -149,9 +147,9 @@ def caption(metrics: Mapping[str, float]) -> str:
 def assemble(
     results: Sequence[SliceResult],
     *,
-    scan: MRIScan,
+    scan: Scan,
     settings: Settings,
-    mask: Tensor | None,
+    part: Any,
     path: Path | None,
     card: Mapping[str, Any] | None,
     check: Check | None,
@@ -162,10 +160,9 @@ def assemble(
     posteriors = [summarize(result.samples.cpu(), to_image=to_image) for result in results]
     if calibration is not None:
         posteriors = [calibration.apply(posterior) for posterior in posteriors]
-    first = posteriors[0]
+    first, is_complex = posteriors[0], posteriors[0].samples.is_complex()
     mean = _volume([posterior.mean for posterior in posteriors])
     reference = _volume_if_any([result.reference for result in results])
-    measured = scan.mask if mask is None else scan.mask & mask.cpu()
     caveat = "" if calibration is not None else CAVEATS.get(settings.method, "")  # of the spread as it was drawn
     doubt = "" if calibration is None else calibration.check(settings, card)
     statement = f"{first.statement} {caveat}".strip() if _samples(settings) else ""
@@ -191,7 +188,9 @@ def assemble(
             if n
         ],
     )
-    run["acceleration"] = acceleration(measured)
+    modality = modality_of(scan)
+    run["acceleration"] = modality.acceleration(scan, part)
+    run["sampled"] = modality.describe(scan, part)
     run["prior"] = card
     run["evaluations"] = results[0].evaluations  # for each sample of each slice
     run["coverage"] = [None if result.coverage is None else asdict(result.coverage) for result in results]
@@ -200,7 +199,7 @@ def assemble(
     run["data_fit"] = check.record() if check else None
     return Reconstruction(
         mean=mean,
-        complex_mean=_volume([p.sample_mean[0] for p in posteriors]) if settings.sets == 1 else None,
+        complex_mean=_volume([p.sample_mean[0] for p in posteriors]) if is_complex and settings.sets == 1 else None,
         std=_volume_if_any([posterior.std for posterior in posteriors]),
         lower=_volume_if_any([posterior.lower for posterior in posteriors]),
         upper=_volume_if_any([posterior.upper for posterior in posteriors]),

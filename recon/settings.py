@@ -32,6 +32,9 @@ class Settings:
     seed : of the mask and of the samples.
     coils : virtual coils to compress to, None for all.
     sets : ESPIRiT map sets; 2 where the field of view is smaller than the object.
+    views : of CT, how many to keep, evenly of all; None for all.
+    angular_range : of CT, first and last angle in degrees of the views to keep; None for all.
+    dose : of CT, the fraction to lower it to, by simulation; None for all of it.
     device : where to compute, "cpu" or "cuda".
     precision : in which the prior's network computes, "float32" or "bf16" (see priors.bf16).
     check : for methods that draw samples with maps: whether to look if the prior suits the data, which costs 4
@@ -52,14 +55,21 @@ class Settings:
     seed: int = 0
     coils: int | None = None
     sets: int = 1
+    views: int | None = None
+    angular_range: tuple[float, float] | None = None
+    dose: float | None = None
     device: str = "cpu"
     precision: str = "float32"
     check: bool = True
     tuned: str | None = None
     calibrated: str | None = None
 
-    def resolved(self) -> Settings:
+    def resolved(self, *, prior: str = "brain") -> Settings:
         """These settings with the defaults of mask and method filled in; what has no bearing on them is None.
+
+        Parameters
+        ----------
+        prior : that methods with a denoiser take where none is asked for: it depends on the modality.
 
         Raises
         ------
@@ -93,14 +103,19 @@ class Settings:
             options=options,
             acceleration=4.0 if self.mask is not None and self.acceleration is None else self.acceleration,
             samples=8 if draws and self.samples is None else self.samples,
-            prior="brain" if has_prior and self.prior is None else self.prior,
+            prior=prior if has_prior and self.prior is None else self.prior,
         )
 
     def _check_ranges(self) -> None:
-        for name in ("samples", "steps", "coils", "sets"):
+        for name in ("samples", "steps", "coils", "sets", "views"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected at least 1, got {value}")
+        if self.dose is not None and not 0 < self.dose <= 1:
+            raise InputError(f"dose: expected a fraction above 0 and at most 1, got {self.dose:g}")
+        if self.angular_range is not None and not 0 < self.angular_range[1] - self.angular_range[0] <= 360:
+            first, last = self.angular_range
+            raise InputError(f"angular_range: expected FIRST < LAST degrees within one turn, got {first:g} to {last:g}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed: expected 0 to {2**32 - 1}, got {self.seed}")
         if self.precision not in ("float32", "bf16"):

@@ -15,8 +15,9 @@ from ..errors import InputError
 from ..io.writers import checksums
 from ..methods import inputs_of, method_named, takes_prior
 from ..methods.peers import check_installed
+from ..modalities import modality_of
 from ..mri import MRIScan
-from ..pipeline import draw_mask, load_prior
+from ..pipeline import load_prior
 from ..records import TUNED, read_record, tuned_options
 from ..settings import Settings
 
@@ -296,7 +297,7 @@ def _check_masks(scans: Sequence[MRIScan], files: Sequence[str | Path], asked: A
     shapes = {(scan.shape, scan.readout_axis): scan for scan in scans}
     for scan, settings in product(shapes.values(), asked):
         try:
-            draw_mask(settings, scan)
+            modality_of(scan).choose_part(scan, settings)
         except InputError as error:
             size = " x ".join(map(str, scan.shape))
             raise InputError(f"{error} (acceleration {settings.acceleration:g} of {size} k-space)") from error

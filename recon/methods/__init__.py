@@ -238,6 +238,12 @@ def inputs_of(method: Callable[..., Tensor]) -> tuple[str, ...]:
     return tuple(name for name in INPUTS if name in inspect.signature(method).parameters)
 
 
+def scan_of(method: Callable[..., Tensor]) -> str | None:
+    """Name of the record of prepared data that a method is given, PreparedMRI say; None if the likelihood is enough."""
+    parameter = inspect.signature(method).parameters.get("scan")
+    return None if parameter is None else str(getattr(parameter.annotation, "__name__", parameter.annotation))
+
+
 def takes_prior(method: Callable[..., Tensor]) -> bool:
     """Whether a method uses a prior, as its denoiser or its generator; it need not draw samples."""
     return not {"denoiser", "generator"}.isdisjoint(inputs_of(method))

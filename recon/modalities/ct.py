@@ -1,0 +1,168 @@
+"""CT on the line of `recon.pipeline`; see `recon.modalities.Modality`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from operators.fbp import filtered_back_projection
+
+from ..ct import CTScan, NoiseLevel, PreparedCT, likelihood, noise_of
+from ..ct import prepare as prepare_ct
+from ..ct_undersampling import Part, choose_views
+from ..ct_undersampling import undersample as undersample_ct
+from ..datafit import Withheld
+from ..errors import InputError
+from ..likelihood import Gaussian, Randn
+from ..metrics import object_mask
+from ..posterior import Coverage, predictive_coverage
+from ..settings import Settings
+
+NAME = "CT"
+SETTINGS = ("views", "angular_range", "dose")
+PRIOR = "head-ct"
+PREVIEW = "FBP"
+UNIT = "1/mm"
+
+__all__ = ["likelihood"]  # as it is
+
+
+def read(scan: CTScan, index: int, device: str) -> CTScan:
+    scan = scan[index : index + 1]
+    flats, darks = (None if frames is None else frames.to(device) for frames in (scan.flats, scan.darks))
+    return replace(scan, projections=torch.as_tensor(scan.projections[:]).to(device), flats=flats, darks=darks)
+
+
+def choose_part(scan: CTScan, settings: Settings) -> Part | None:
+    if settings.views is None and settings.angular_range is None and settings.dose is None:
+        return None
+    views = choose_views(scan.geometry, views=settings.views, angular_range=settings.angular_range)
+    return Part(views, 1.0 if settings.dose is None else settings.dose)
+
+
+def undersample(scan: CTScan, part: Part, *, stream: tuple[int, ...]) -> CTScan:
+    return undersample_ct(scan, part, stream=stream)
+
+
+def acceleration(scan: CTScan, part: Part | None) -> float:
+    """All views over those that are given; the dose of a view is another matter."""
+    return 1.0 if part is None else scan.geometry.views / len(part.views)
+
+
+def describe(scan: CTScan, part: Part | None) -> str:
+    views = scan.geometry.views
+    if part is None:
+        return f"all of {views} views"
+    return f"{len(part.views)} of {views} views" + (f", {part.dose:g} of the dose" if part.dose != 1 else "")
+
+
+def noise(scan: CTScan) -> NoiseLevel:
+    return noise_of(scan)
+
+
+def prepare(scan: CTScan, settings: Settings, noise: NoiseLevel) -> PreparedCT:
+    return prepare_ct(scan, noise=noise)
+
+
+def preview(prepared: PreparedCT) -> Tensor:
+    """By filtered back-projection with its sharpest filter, in 1/mm."""
+    return _back_projection(prepared.line_integrals, prepared)[0]
+
+
+def _back_projection(line_integrals: Tensor, prepared: PreparedCT) -> Tensor:
+    try:
+        return filtered_back_projection(line_integrals, prepared.geometry, prepared.grid)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def reference(scan: CTScan, part: Part | None, settings: Settings, noise: NoiseLevel) -> Tensor | None:
+    """The filtered back-projection of all views at full dose; or that of the file, where all data are given."""
+    if part is not None:
+        return preview(prepare_ct(scan))
+    return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
+
+
+def coverage(
+    x: Tensor,
+    prepared: PreparedCT,
+    given: CTScan,
+    scan: CTScan,
+    part: Part | None,
+    settings: Settings,
+    noise: NoiseLevel,
+    rng: Randn,
+) -> Coverage | None:
+    """Of the filtered back-projection of all views, whose noise the draws are given.
+
+    Views that were given at full dose are held as they were measured; at a lower dose none is, though its noise is a
+    part of that of the reference: intervals are then a little too wide.
+    """
+    if part is None:
+        return None
+    full = prepare_ct(scan)
+    root = full.weights.sqrt()
+    acquired = None
+    if part.dose == 1:
+        acquired = torch.zeros(scan.geometry.views, 1, dtype=torch.bool, device=x.device)
+        acquired[part.views] = True
+    everything = likelihood(full)
+
+    def combine(data: Tensor) -> Tensor:
+        line_integrals = torch.where(root > 0, data / root, full.line_integrals)
+        return _back_projection(line_integrals, full).squeeze(-3)  # the slice
+
+    return predictive_coverage(
+        x * (prepared.scale / full.scale),
+        everything,
+        object_mask(combine(everything.y)),
+        rng=rng,
+        acquired=acquired,
+        combine=combine,
+    )
+
+
+# A view is withheld in segments, so that a prior must know what lies between two views.
+_SEGMENTS = 8
+
+
+def withhold(prepared: PreparedCT, *, seed: int, fraction: float) -> tuple[PreparedCT, Gaussian, Withheld]:
+    """Segments of the views, each an eighth of the detector."""
+    measured = (prepared.weights > 0).any(0)
+    views, bins = measured.shape
+    segment = torch.arange(bins, device=measured.device) * _SEGMENTS // bins
+    count = round(fraction * views * _SEGMENTS)
+    if count < 1:
+        raise InputError(f"cannot withhold {fraction:.1%} of {views} views in {_SEGMENTS} segments; take more views")
+    order = torch.randperm(views * _SEGMENTS, generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = torch.zeros(views * _SEGMENTS, dtype=torch.bool)
+    chosen[order] = True
+    withheld = chosen.reshape(views, _SEGMENTS).to(measured.device)[:, segment] & measured
+    if not bool(withheld.any()):
+        raise InputError("cannot withhold rays: those chosen were not measured")
+    view, position = withheld.nonzero().unbind(1)
+    where = Withheld(
+        mask=withheld,
+        radius=(position - (bins - 1) / 2).abs(),
+        angle=prepared.geometry.view_angles().to(measured.device)[view],
+        group=view * _SEGMENTS + segment[position],
+        what="segments of views",
+    )
+    return _only(prepared, measured & ~withheld), likelihood(_only(prepared, withheld)), where
+
+
+def _only(prepared: PreparedCT, rays: Tensor) -> PreparedCT:
+    """The data as if only some rays had been measured."""
+    counts, blank, background = (
+        None if part is None else part * rays for part in (prepared.counts, prepared.blank, prepared.background)
+    )
+    return replace(
+        prepared,
+        line_integrals=prepared.line_integrals * rays,
+        weights=prepared.weights * rays,
+        counts=counts,
+        blank=blank,
+        background=background,
+    )
