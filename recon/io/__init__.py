@@ -1,7 +1,7 @@
 """Files in and out. `load` looks at what a file holds, not at what it is called.
 
-A new format is one module with `LAYOUT` (its name), `matches(path) -> bool` and `read(path) -> MRIScan`, and its
-line in FORMATS.
+A new format is one module with `LAYOUT` (its name), `matches(path) -> bool` and `read(path)`, which returns a scan,
+and its line in FORMATS.
 """
 
 from __future__ import annotations
@@ -9,9 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from recon.ct import CTScan
 from recon.errors import InputError, MissingFileError
-from recon.io import cfl, fastmri, numpy_array
+from recon.io import (
+    cfl,
+    data_exchange,
+    dicom,
+    dicom_projections,
+    fastmri,
+    htc,
+    lodopab,
+    numpy_array,
+    numpy_projections,
+)
 from recon.io.arrays import from_arrays
+from recon.io.projection_arrays import from_projections
 from recon.mri import MRIScan
 
 
@@ -22,18 +34,24 @@ class Format(Protocol):
 
     def matches(self, path: Path) -> bool: ...
 
-    def read(self, path: Path) -> MRIScan: ...
+    def read(self, path: Path) -> MRIScan | CTScan: ...
 
 
-FORMATS: tuple[Format, ...] = (fastmri, numpy_array, cfl)
+# fastmri takes any HDF5 that is left, numpy_array any .npy or .npz, to say what is missing in it.
+FORMATS: tuple[Format, ...] = (
+    *(htc, data_exchange, lodopab, dicom_projections, numpy_projections),
+    *(fastmri, numpy_array, cfl),
+)
 
 
-def load(path: str | Path) -> MRIScan:
-    """Read a scan; k-space stays on disk until slices are asked for.
+def load(path: str | Path) -> MRIScan | CTScan:
+    """Read a scan; its data stay on disk until slices are asked for, where the format lets them.
 
     Parameters
     ----------
-    path : a fastMRI HDF5 file, a BART pair (either file, or their name without ending), a .npy or .npz.
+    path : k-space as a fastMRI HDF5 file, a BART pair (either file, or their name without ending), a .npy or .npz; or
+        projections as an HTC 2022 .mat, Data Exchange or LoDoPaB HDF5, a folder or tar archive of DICOM-CT-PD files,
+        a .npz, .npy or TIFF with a geometry file (see `recon.io.geometry_file`), or that file.
 
     Raises
     ------
@@ -54,9 +72,11 @@ def load(path: str | Path) -> MRIScan:
     if not path.exists():
         raise MissingFileError(f"{path}: expected a file, came a path where there is none; check its spelling")
     if path.is_dir():
-        raise InputError(f"{path}: expected a file, came a folder; name a file inside it")
+        if dicom_projections.matches(path):
+            return dicom_projections.read(path)
+        raise InputError(f"{path}: expected a file, or a folder of DICOM projections, came another folder; name a file")
     known = ", ".join(layout.LAYOUT for layout in FORMATS)
-    raise InputError(f"{path}: expected k-space as {known}; came a file whose content is none of these; convert it")
+    raise InputError(f"{path}: expected a scan as {known}; came a file whose content is none of these; convert it")
 
 
-__all__ = ["FORMATS", "Format", "from_arrays", "load"]
+__all__ = ["FORMATS", "Format", "dicom", "from_arrays", "from_projections", "load"]

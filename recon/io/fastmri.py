@@ -10,8 +10,6 @@ Zbontar et al., fastMRI: an open dataset and benchmarks for accelerated MRI, arX
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,63 +19,21 @@ import torch
 from torch import Tensor
 
 from recon.errors import InputError
+from recon.io import hdf5
 from recon.io.arrays import as_mask, from_arrays, sampled_somewhere
+from recon.io.hdf5 import HDF5Array, opened
 from recon.mri import MRIScan
 
 if TYPE_CHECKING:
     import h5py
 
 LAYOUT = "fastMRI HDF5"
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 READOUT_AXIS = -2
 
 
 def matches(path: Path) -> bool:
-    """Whether the file is HDF5: its signature stands at byte 0, 512, 1024, 2048, ... (after a user block)."""
-    with path.open("rb") as file:
-        size, offset = path.stat().st_size, 0
-        while offset < size:
-            file.seek(offset)
-            if file.read(len(SIGNATURE)) == SIGNATURE:
-                return True
-            offset = 2 * offset or 512
-    return False
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """The open file; what HDF5 cannot read is one line."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except OSError as error:
-        what = "truncated" if "truncated" in str(error) else " ".join(str(error).split())
-        raise InputError(
-            f"{path}: expected a whole HDF5 file, came one that cannot be read ({what}); copy it again"
-        ) from error
-
-
-@dataclass(frozen=True)
-class HDF5Array:
-    """An HDF5 dataset that opens its file at every access: lazy, and picklable for spawned workers.
-
-    Parameters
-    ----------
-    path : the file.
-    dataset : name of the dataset inside it.
-    shape : of the dataset; with an axis of length 1 after the first where it has no coil axis.
-    """
-
-    path: Path
-    dataset: str
-    shape: tuple[int, ...]
-
-    def __getitem__(self, index: slice, /) -> np.ndarray:
-        with opened(self.path) as file:
-            values = file[self.dataset][index]
-        return values.reshape(len(values), *self.shape[1:])
+    """Whether the file is HDF5; readers of other layouts are asked before."""
+    return hdf5.is_hdf5(path)
 
 
 def read(path: Path) -> MRIScan:

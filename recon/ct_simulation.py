@@ -1,0 +1,253 @@
+"""Scans that were never measured: less dose from a scan, and a scan from an image, without inverting one's projector.
+
+Counts in a bin: N ~ Poisson(photons * exp(-line integral)) + electronic noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.ct import XRay
+from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors
+
+from .ct import CTScan, noise_of
+from .errors import InputError
+from .projections import from_hu, line_integrals
+
+WATER = 0.0206
+"""Attenuation of water at 60 keV in 1/mm (NIST: 0.2059 cm^2/g), about what 120 kV has in effect."""
+
+Seed = int | Sequence[int]
+
+
+def photon_counts(line_integrals: Tensor, photons: float | Tensor, *, seed: Seed, electronic: float = 0.0) -> Tensor:
+    """Counts that line integrals lead to, one realisation: Poisson(photons exp(-p)) + Normal(0, electronic^2).
+
+    Parameters
+    ----------
+    line_integrals : any shape.
+    photons : without object, in each bin; broadcasts.
+    seed : names the realisation; the same on every device.
+    electronic : standard deviation in photons; counts may then be negative.
+
+    Raises
+    ------
+    InputError
+        If photons is not positive, or electronic negative.
+    """
+    level = torch.as_tensor(photons, dtype=torch.float64)
+    if not bool((level > 0).all()) or electronic < 0:
+        raise InputError(f"expected photons > 0 and electronic >= 0, got {float(level.min()):g} and {electronic:g}")
+    rng, expected = _generator(seed), level * torch.exp(-line_integrals.double().cpu())
+    counts = rng.poisson(expected.numpy()).astype(np.float64)
+    if electronic > 0:
+        counts += electronic * rng.standard_normal(counts.shape)
+    return torch.from_numpy(counts).to(line_integrals)
+
+
+def thin(counts: Tensor, fraction: float, *, seed: Seed, gain: float = 1.0) -> Tensor:
+    """Counts as at a fraction of the dose: each photon stays with that probability.
+
+    N photons that are Poisson, thinned, are Poisson of `fraction` times the mean: exact where counts / gain are whole
+    numbers. Where they are not (a detector that integrates energy), it is the normal law of the same mean and variance,
+    fraction N + sqrt(fraction (1 - fraction) N) n.
+
+    Parameters
+    ----------
+    counts : any shape, without background; those that are not above 0 are scaled alone.
+    fraction : of the dose, above 0, at most 1.
+    gain : counts for each photon.
+
+    Raises
+    ------
+    InputError
+        If fraction is not between 0 and 1, or gain not positive.
+    """
+    if not 0 < fraction <= 1 or not gain > 0:
+        raise InputError(f"expected 0 < fraction <= 1 and gain > 0, got {fraction:g} and {gain:g}")
+    rng, photons = _generator(seed), counts.double().cpu().numpy() / gain
+    if np.array_equal(photons, np.rint(photons)) and photons.min() >= 0:
+        left = rng.binomial(photons.astype(np.int64), fraction).astype(np.float64)
+    else:
+        spread = np.sqrt(fraction * (1 - fraction) * np.maximum(photons, 0))
+        left = fraction * photons + spread * rng.standard_normal(photons.shape)
+    return torch.from_numpy(gain * left).to(counts)
+
+
+def low_dose(scan: CTScan, fraction: float, *, seed: Seed, electronic: float = 0.0) -> CTScan:
+    """The scan as at a fraction of its dose, tube current or time.
+
+    Counts are thinned above their darks, the mean of the flats is scaled, and darks stay. Line integrals become counts
+    first, photons exp(-p) of them, and line integrals again. What noise the scan has stays in: the result is that of a
+    scan at `fraction` of its own photons.
+
+    Parameters
+    ----------
+    scan : its slices are read into memory.
+    electronic : standard deviation of more noise, in counts (photons where the scan has line integrals).
+
+    Raises
+    ------
+    InputError
+        If fraction is not above 0 and at most 1, electronic is negative, or the scan's photons cannot be found.
+    """
+    if electronic < 0:
+        raise InputError(f"electronic: expected at least 0, got {electronic:g}")
+    projections, seeds = torch.as_tensor(scan.projections[:]), _seeds(seed)
+    level = noise_of(scan).photons  # a count, or without object
+    note = f"Simulated at {fraction:g} of the dose."
+    extra = electronic * torch.from_numpy(_generator((*seeds, 1)).standard_normal(projections.shape)).to(projections)
+    if not scan.is_counts:
+        counts = thin(level * torch.exp(-projections), fraction, seed=seeds) + extra
+        blank = torch.full_like(projections[:1, 0].expand(len(projections), -1), fraction * level)
+        low = line_integrals(counts, blank[None])
+        return replace(scan, projections=low.values, photons=fraction * level, notes=(*scan.notes, note, *low.notes))
+    if scan.flats is None:
+        raise InputError("scan: expected flats with counts, got none")
+    dark = torch.zeros_like(projections[:, 0]) if scan.darks is None else scan.darks.mean(0)
+    left = thin(projections - dark[:, None], fraction, seed=seeds, gain=1 / level) + extra
+    flats = dark + fraction * (scan.flats - dark)
+    return replace(scan, projections=dark[:, None] + left, flats=flats, gain=1 / level, notes=(*scan.notes, note))
+
+
+def simulate(
+    hu: Tensor,
+    geometry: Geometry,
+    grid: Grid,
+    *,
+    photons: float,
+    seed: Seed,
+    electronic: float = 0.0,
+    water: float = WATER,
+    sub_bins: int = 4,
+    sub_views: int = 1,
+    name: str = "simulated",
+) -> CTScan:
+    """A scan of an image, such as a slice of a CT, by a finer model than any reconstruction here uses.
+
+    The object is the image on pixels at most half as large as those of `grid`, every bin is a bundle of `sub_bins` rays
+    across its width (a strip) and every view a bundle of `sub_views` angles across its step (the gantry does not
+    stop). Their intensities, not their line integrals, are averaged, as in a detector; then photons are counted.
+
+    Parameters
+    ----------
+    hu : (slice, y, x) Hounsfield units of an image that covers the same field as `grid`, with a whole number of its
+        pixels in each pixel of grid along both axes. Where that is one, pixels are halved by linear interpolation.
+        What is below -1000 (vacuum) becomes -1000, and is counted in the notes.
+    geometry, grid : of the scan, and of the image to reconstruct.
+    photons : in each bin without object.
+    electronic : standard deviation of the detector's noise, in photons.
+    water : 1/mm.
+    seed : of the noise; slice i uses the stream (seed, i).
+
+    Returns
+    -------
+    CTScan of line integrals; its reference is the object in 1/mm, averaged over the pixels of grid.
+
+    Raises
+    ------
+    InputError
+        If shapes do not fit, or a number is out of its range.
+    """
+    ratio = _ratio(hu, grid)
+    if sub_bins < 1 or sub_views < 1:
+        raise InputError(f"expected sub_bins and sub_views of at least 1, got {sub_bins} and {sub_views}")
+    notes = [
+        f"Simulated from an image in HU, with water at {water:g} 1/mm, {photons:g} photons a bin and electronic noise "
+        f"of {electronic:g}; strips of {sub_bins} rays and {sub_views} angles a view, on a finer grid."
+    ]
+    if below := int((hu < -1000).sum()):
+        notes.append(f"{below} of {hu.numel()} pixels were below -1000 HU and were taken as -1000.")
+    image = from_hu(hu.float().clamp(min=-1000), water)
+    if ratio == (1, 1):
+        image = torch.nn.functional.interpolate(image[:, None], scale_factor=2, mode="bilinear")[:, 0]
+        ratio = (2, 2)
+    sizes = tuple(size / n for size, n in zip(grid.pixel_sizes, ratio, strict=True))
+    fine = Grid((image.shape[-2], image.shape[-1]), (sizes[0], sizes[1]), grid.centre)
+    clean = strip_integrals(image, geometry, fine, sub_bins=sub_bins, sub_views=sub_views)
+    seeds = _seeds(seed)
+    counts = torch.stack(
+        [photon_counts(p, photons, seed=(*seeds, i), electronic=electronic) for i, p in enumerate(clean)]
+    )
+    found = line_integrals(counts, torch.full((1, len(counts), geometry.bins), photons))
+    return CTScan(
+        projections=found.values,
+        geometry=geometry,
+        grid=grid,
+        photons=photons,
+        water=water,
+        reference=torch.nn.functional.avg_pool2d(image[:, None], ratio)[:, 0],
+        name=name,
+        notes=(*notes, *found.notes),
+    )
+
+
+def strip_integrals(image: Tensor, geometry: Geometry, grid: Grid, *, sub_bins: int = 4, sub_views: int = 1) -> Tensor:
+    """-log of the mean intensity over each bin's width and each view's step, without noise.
+
+    Parameters
+    ----------
+    image : (slice, y, x) 1/mm on grid.
+
+    Returns
+    -------
+    (slice, view, bin).
+
+    Raises
+    ------
+    InputError
+        If sub_views is above 1 and the geometry has no angles.
+    """
+    intensity = torch.zeros(())
+    for angle in _offsets(geometry, sub_views):
+        projector = XRay(_refined(geometry, sub_bins, angle), grid, dtype=image.dtype)
+        intensity = intensity + torch.exp(-projector(image)).unflatten(-1, (-1, sub_bins)).mean(-1) / sub_views
+    return -torch.log(intensity)
+
+
+def _offsets(geometry: Geometry, sub_views: int) -> Tensor:
+    """Angles about that of a view; evenly over a step."""
+    if sub_views == 1:
+        return torch.zeros(1, dtype=torch.float64)
+    if not isinstance(geometry, ParallelBeam | FanBeam) or geometry.views < 2:
+        raise InputError(f"sub_views: expected 1 with {type(geometry).__name__} of {geometry.views} views: no step")
+    step = float(geometry.angles.double().diff().median())
+    return (torch.arange(sub_views, dtype=torch.float64) - (sub_views - 1) / 2) * step / sub_views
+
+
+def _refined(geometry: Geometry, parts: int, angle: Tensor) -> Geometry:
+    """Every bin in parts, and all angles moved."""
+    if isinstance(geometry, ParallelBeam | FanBeam):
+        angles = geometry.angles.double() + angle
+        return replace(geometry, angles=angles, bins=parts * geometry.bins, bin_size=geometry.bin_size / parts)
+    if isinstance(geometry, ViewVectors):
+        return replace(geometry, bin_step=geometry.bin_step / parts, bins=parts * geometry.bins)
+    raise InputError(f"geometry: expected a parallel or fan beam or vectors, got {type(geometry).__name__}")
+
+
+def _ratio(hu: Tensor, grid: Grid) -> tuple[int, int]:
+    """Pixels of the image in one of the grid, along (y, x)."""
+    if hu.ndim != 3 or hu.is_complex() or not bool(hu.isfinite().all()):
+        raise InputError(f"hu: expected a finite image (slice, y, x), got {hu.dtype} of shape {tuple(hu.shape)}")
+    y, x = (n // m for n, m in zip(hu.shape[1:], grid.shape, strict=True))
+    if (y * grid.shape[0], x * grid.shape[1]) != tuple(hu.shape[1:]) or (min(y, x) == 1) != (max(y, x) == 1):
+        raise InputError(
+            f"grid: expected a shape that divides that of the image, {tuple(hu.shape[1:])}, got {tuple(grid.shape)}; "
+            "pad or crop the image"
+        )
+    return y, x
+
+
+def _seeds(seed: Seed) -> tuple[int, ...]:
+    return (seed,) if isinstance(seed, int) else tuple(seed)
+
+
+def _generator(seed: Seed) -> np.random.Generator:
+    seeds = _seeds(seed)
+    # The length goes first, because SeedSequence pads with zeros: seed 0 and seed (0, 0) would be the same.
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((len(seeds), *seeds))))

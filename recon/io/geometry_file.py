@@ -1,0 +1,270 @@
+"""Geometry as JSON: what a file of bare projections does not say of itself.
+
+```json
+{"projections": "sinogram.tif", "beam": "parallel", "angles_degrees": {"start": 0, "stop": 360, "views": 459},
+ "bin_size": 0.1, "rotation_centre": 245.1, "counts": true, "flat": 47000}
+```
+It is read where it is named itself, and beside the file that it belongs to (sinogram.json beside sinogram.tif).
+
+| key | what |
+|---|---|
+| beam | "parallel", "fan-flat", "fan-curved" or "vectors" |
+| angles | radians, a list; or instead |
+| angles_degrees | degrees: a list, or {"start", "stop", "views"}, the stop included |
+| bins, bin_size | number (of the data, if it is not said), mm |
+| detector_offset, rotation_offset | mm, 0 if not said |
+| rotation_centre | parallel only, instead of detector_offset: the bin (from 0) that the axis projects onto |
+| source_to_axis, source_to_detector | mm, for fans |
+| detector, bin_step, source or direction | for vectors: lists of (y, x) in mm, one for each view |
+| image_shape, pixel_size, image_centre | (y, x); mm, one number or (y, x); (y, x) mm |
+| projections, flats, darks, reference | names of files of arrays, from the folder of the JSON |
+| axes | of the projections: "slice,view,bin" (unless said) or "view,slice,bin" |
+| counts, flat | whether projections are counts; a number that stands for flats |
+| gain, photons, water, slice_spacing | as in CTScan |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors
+from recon.ct import CTScan
+from recon.errors import InputError, MissingFileError
+from recon.io.projection_arrays import from_projections
+from recon.mri import SliceArray
+
+_FAN = {"source_to_axis", "source_to_detector", "detector_offset", "rotation_offset"}
+_BEAMS = {
+    "parallel": {"detector_offset", "rotation_centre"},
+    "fan-flat": _FAN,
+    "fan-curved": _FAN,
+    "vectors": {"detector", "bin_step", "source", "direction"},
+}
+_ANGLES = {"angles", "angles_degrees", "bin_size"}
+_COMMON = {
+    *("beam", "bins", "image_shape", "pixel_size", "image_centre", "projections", "flats", "darks", "reference"),
+    *("axes", "counts", "flat", "gain", "photons", "water", "slice_spacing"),
+}
+
+
+def is_geometry(path: Path) -> bool:
+    """Whether a file is a JSON object with a beam."""
+    with path.open("rb") as file:
+        if not file.read(64).lstrip().startswith(b"{"):
+            return False
+    try:
+        return "beam" in json.loads(path.read_bytes())
+    except (ValueError, UnicodeDecodeError):
+        return path.suffix == ".json"  # to say where it is wrong
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The entries of a geometry file.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        If it is not there; if it is not a JSON object.
+    """
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path}: expected a geometry file (JSON) beside the projections, came none; write one, with beam, angles "
+            'and bin_size: {"beam": "parallel", "angles_degrees": {"start": 0, "stop": 180, "views": 181}, '
+            '"bin_size": 0.1}'
+        )
+    try:
+        return parse(path.read_text(), path.name)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name}: expected JSON text, came bytes that are none") from error
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{name}: expected a geometry as JSON, came a text that is not ({error})") from error
+    if not isinstance(entries, dict):
+        raise InputError(f"{name}: expected a geometry as a JSON object, came a {type(entries).__name__}")
+    return entries
+
+
+def scan_of(
+    entries: Mapping[str, Any],
+    projections: SliceArray,
+    *,
+    name: str,
+    flats: Any = None,
+    darks: Any = None,
+    reference: SliceArray | None = None,
+) -> CTScan:
+    """The scan of projections (slice, view, bin) and of a geometry's entries.
+
+    Raises
+    ------
+    InputError
+        If an entry is missing, unknown or not of its kind, or does not fit the projections.
+    """
+    shape = tuple(projections.shape)
+    geometry = geometry_of(entries, bins=shape[-1], name=name)
+    counts = bool(entries.get("counts", False))
+    if counts and flats is None and "flat" in entries:
+        flats = torch.full((1, shape[0], shape[-1]), float(entries["flat"]))
+    numbers = {key: float(entries[key]) for key in ("gain", "photons", "water", "slice_spacing") if key in entries}
+    return from_projections(
+        projections,
+        geometry,
+        grid=grid_of(entries, name),
+        is_counts=counts,
+        flats=flats,
+        darks=darks,
+        gain=numbers.get("gain"),
+        photons=numbers.get("photons"),
+        water=numbers.get("water"),
+        slice_spacing=numbers.get("slice_spacing", 1.0),
+        reference=reference,
+        name=name,
+    )
+
+
+def geometry_of(entries: Mapping[str, Any], *, bins: int, name: str) -> Geometry:
+    """The rays.
+
+    Parameters
+    ----------
+    bins : of the projections, where the entries do not say.
+
+    Raises
+    ------
+    InputError
+        If an entry is missing, unknown or not of its kind.
+    """
+    beam = entries.get("beam")
+    if beam not in _BEAMS:
+        raise InputError(f"{name}: expected beam as one of {', '.join(_BEAMS)}, came {beam!r}")
+    known = _COMMON | _BEAMS[beam] | (_ANGLES if beam != "vectors" else set())
+    if unknown := sorted(set(entries) - known):
+        raise InputError(
+            f"{name}: unknown in a {beam} geometry: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
+    bins = int(entries.get("bins", bins))
+    try:
+        if beam == "vectors":
+            vectors = {
+                key: torch.tensor(entries[key], dtype=torch.float64)
+                for key in ("detector", "bin_step", "source", "direction")
+                if key in entries
+            }
+            return ViewVectors(
+                vectors["detector"],
+                vectors["bin_step"],
+                bins,
+                source=vectors.get("source"),
+                direction=vectors.get("direction"),
+            )
+        angles, bin_size = angles_of(entries, name), float(entries["bin_size"])
+        offset = float(entries.get("detector_offset", 0.0))
+        if beam == "parallel":
+            if "rotation_centre" in entries:
+                if "detector_offset" in entries:
+                    raise InputError(f"{name}: expected rotation_centre or detector_offset, came both")
+                offset = ((bins - 1) / 2 - float(entries["rotation_centre"])) * bin_size
+            return ParallelBeam(angles, bins, bin_size, offset)
+        return FanBeam(
+            angles,
+            bins,
+            bin_size,
+            float(entries["source_to_axis"]),
+            float(entries["source_to_detector"]),
+            curved=beam == "fan-curved",
+            detector_offset=offset,
+            rotation_offset=float(entries.get("rotation_offset", 0.0)),
+        )
+    except KeyError as error:
+        raise InputError(f"{name}: expected {error.args[0]} in a {beam} geometry, came none; add it") from error
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def angles_of(entries: Mapping[str, Any], name: str) -> torch.Tensor:
+    """(views,) radians, from `angles` or `angles_degrees`."""
+    if ("angles" in entries) == ("angles_degrees" in entries):
+        raise InputError(f"{name}: expected either angles (radians) or angles_degrees, came both or none")
+    if "angles" in entries:
+        return torch.tensor(entries["angles"], dtype=torch.float64)
+    degrees = entries["angles_degrees"]
+    if not isinstance(degrees, dict):
+        found = torch.tensor(degrees, dtype=torch.float64)
+    elif set(degrees) == {"start", "stop", "views"}:
+        found = torch.linspace(
+            float(degrees["start"]), float(degrees["stop"]), int(degrees["views"]), dtype=torch.float64
+        )
+    else:
+        raise InputError(f"{name}: expected angles_degrees of start, stop and views, came {', '.join(degrees)}")
+    if len(found) > 2 and 0 < float(found.max() - found.min()) <= 2 * math.pi:
+        warnings.warn(
+            f"{name}: angles_degrees reach over {float(found.max() - found.min()):.3g} degrees only; are they radians?",
+            stacklevel=2,
+        )
+    return torch.deg2rad(found)
+
+
+def grid_of(entries: Mapping[str, Any], name: str) -> Grid | None:
+    """The pixels, None if the entries do not give them."""
+    if not {"image_shape", "pixel_size"} & set(entries):
+        return None
+    try:
+        y, x = (int(n) for n in entries["image_shape"])
+        size = entries["pixel_size"]
+        pixel = (float(size[0]), float(size[1])) if isinstance(size, list) else float(size)
+        centre_y, centre_x = (float(n) for n in entries.get("image_centre", (0.0, 0.0)))
+        return Grid((y, x), pixel, (centre_y, centre_x))
+    except KeyError as error:
+        raise InputError(f"{name}: expected image_shape and pixel_size together, came one of them") from error
+    except (ValueError, TypeError, IndexError) as error:
+        raise InputError(f"{name}: expected image_shape [y, x] and pixel_size in mm; {error}") from error
+
+
+def entries_of(scan: CTScan) -> dict[str, Any]:
+    """A scan's geometry and numbers as entries that `scan_of` reads again.
+
+    Raises
+    ------
+    InputError
+        If its geometry is of a kind that has no name here.
+    """
+    geometry, grid = scan.geometry, scan.grid
+    entries: dict[str, Any]
+    match geometry:
+        case ParallelBeam():
+            entries = {"beam": "parallel", "detector_offset": geometry.detector_offset}
+        case FanBeam():
+            entries = {"beam": "fan-curved" if geometry.curved else "fan-flat"}
+            entries |= {key: getattr(geometry, key) for key in sorted(_FAN)}
+        case ViewVectors():
+            entries = {"beam": "vectors"}
+            vectors = {key: getattr(geometry, key) for key in ("detector", "bin_step", "source", "direction")}
+            entries |= {key: value.tolist() for key, value in vectors.items() if value is not None}
+        case _:
+            raise InputError(f"geometry: expected a parallel or fan beam or vectors, got {type(geometry).__name__}")
+    if isinstance(geometry, ParallelBeam | FanBeam):
+        entries |= {"angles": geometry.angles.tolist(), "bin_size": geometry.bin_size}
+    entries |= {"bins": geometry.bins, "image_shape": list(grid.shape), "pixel_size": list(grid.pixel_sizes)}
+    entries |= {"image_centre": list(grid.centre), "counts": scan.is_counts, "slice_spacing": scan.slice_spacing}
+    numbers = {"gain": scan.gain, "photons": scan.photons, "water": scan.water}
+    return entries | {key: value for key, value in numbers.items() if value is not None}
