@@ -102,15 +102,6 @@ def test_the_best_of_several_starts_is_kept():
     assert torch.allclose(best, torch.full_like(best, 0.5), atol=1e-2)  # all of 8 do so in one of 256
 
 
-def test_sample_does_not_depend_on_its_batch():
-    p = multicoil_problem(shape=(4, 3))
-    options = {"iterations": 20, "restarts": 2}
-    together = csgm(p.likelihood, gaussian(p), rng=Noise(1, [3, 5, 8]), **options)
-    alone = csgm(p.likelihood, gaussian(p), rng=Noise(1, [5]), **options)
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-    assert torch.equal(alone, csgm(p.likelihood, gaussian(p), rng=Noise(1, [5]), **options))
-
-
 def test_random_state_and_gradient_mode_are_left_alone():
     p = reference_problem()
     state = torch.get_rng_state()

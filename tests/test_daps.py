@@ -24,7 +24,7 @@ from recon.methods.daps import daps, daps_langevin, daps_langevin_levels, daps_l
 from recon.methods.diffusion import Counted, NonFiniteError
 from recon.methods.split_gibbs import couplings
 from recon.noise import Noise
-from recon.schedules import geometric, karras
+from recon.schedules import karras
 
 
 @pytest.fixture(autouse=True)
@@ -192,34 +192,6 @@ def test_distant_modes_are_too_even():
 def test_five_steps_of_the_flow_widen_the_modes():
     x, right, _ = two_clusters(0.5, 0.1, flow_steps=5)
     assert float(x[right, 1].std()) == pytest.approx(0.13, abs=0.01)
-
-
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
-    sigmas = geometric(300, sigma_min=0.01, sigma_max=3)
-    mean, covariance = exact_moments(lambda rng: daps(nothing, p.denoiser, sigmas, rng=rng, spread=math.inf))
-    assert torch.allclose(mean, p.mean, atol=1e-10)  # the start is forgotten
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.05)  # it trails a falling level
-
-
-@pytest.mark.parametrize("method", [daps, daps_langevin])
-def test_sample_does_not_depend_on_its_batch(method):
-    p = multicoil_problem()
-    sigmas = karras(8, sigma_min=0.05, sigma_max=3)
-    options = {"langevin_steps": 5} if method is daps_langevin else {}
-    together = method(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]), **options)
-    alone = method(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]), **options)
-    # Matrix products round by the size of the batch, and conjugate gradients go on until all are below the tolerance.
-    assert torch.allclose(together[1], alone[0], atol=1e-10)
-    assert torch.equal(alone, method(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]), **options))
-
-
-def test_global_random_state_is_left_alone():
-    p = reference_problem()
-    state = torch.get_rng_state()
-    daps(p.likelihood, p.denoiser, daps_levels(p.likelihood, p.denoiser, 5), rng=Noise(0, [0]))
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_evaluations_and_a_callback_at_every_level():

@@ -112,14 +112,6 @@ def test_its_own_levels():
     assert found == pytest.approx((0.11, 0.65), abs=5e-3)  # the digits of the docstring
 
 
-def test_sample_does_not_depend_on_its_batch():
-    p = single_coil_problem()
-    sigmas = ddrm_levels(p.likelihood, p.denoiser)
-    together = ddrm(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
-    alone = ddrm(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-
-
 def test_full_sampling_without_noise_gives_the_inverse_fourier_transform():
     p = multicoil_problem()
     A = sense(torch.ones(6, 5, dtype=torch.bool), torch.ones(1, 1, 6, 5, dtype=torch.complex128))
@@ -127,16 +119,6 @@ def test_full_sampling_without_noise_gives_the_inverse_fourier_transform():
     sigmas = geometric(10, sigma_min=1e-6, sigma_max=3)
     x = ddrm(Gaussian(1e8 * A, 1e8 * y), p.denoiser, sigmas, rng=Noise(0, range(2)))
     assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-5)  # the last noise, 1e-6, of some deviations
-
-
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
-    sigmas = geometric(300, sigma_min=0.005, sigma_max=30.0)
-    mean, covariance = exact_moments(lambda rng: ddrm(nothing, p.denoiser, sigmas, rng=rng, eta=0.0))
-    assert torch.allclose(mean, p.mean, atol=0.01)  # the start is at 0: ||mu|| sqrt(c / (c + 30^2)) = 1.5 * 0.2 / 30
-    # The probability flow in 300 first-order steps; twice as many are off by half of that.
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.03)
 
 
 def test_one_evaluation_per_step_and_a_callback_each():

@@ -16,10 +16,6 @@ from oracle import (
     reference_problem,
 )
 
-from operators.fourier import ifftc
-from operators.linop import Matrix
-from operators.mri import sense
-from recon.likelihood import Gaussian
 from recon.methods import METHODS, SCHEDULES, options_of
 from recon.methods.classical import l1_wavelet
 from recon.methods.dds import dds, dds_hard, dds_levels, dds_published, dds_warm, warm_levels
@@ -207,42 +203,6 @@ def test_table_hard_consistency(eta, mean, cov):
 
 
 # --- invariants --------------------------------------------------------------------------------------------------
-
-
-def test_sample_does_not_depend_on_its_batch():
-    p = multicoil_problem()
-    together = dds(p.likelihood, p.denoiser, ddpm(20), rng=Noise(1, [3, 5, 8]))
-    alone = dds(p.likelihood, p.denoiser, ddpm(20), rng=Noise(1, [5]))
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-    assert torch.equal(alone, dds(p.likelihood, p.denoiser, ddpm(20), rng=Noise(1, [5])))
-
-
-def test_coil_order_does_not_matter():
-    p = multicoil_problem()
-    order = [2, 0, 1]
-    A = (1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order])
-    permuted = Gaussian(A, p.y[order] / p.sigma_y)
-    x = dds(p.likelihood, p.denoiser, ddpm(20), rng=Noise(0, range(2)))
-    assert torch.allclose(x, dds(permuted, p.denoiser, ddpm(20), rng=Noise(0, range(2))), atol=1e-10)  # order of sums
-
-
-def test_full_sampling_without_noise_gives_the_inverse_fourier_transform():
-    p = multicoil_problem()
-    maps = torch.ones(1, 1, 6, 5, dtype=torch.complex128)
-    A = sense(torch.ones(6, 5, dtype=torch.bool), maps)
-    y = A.codomain.randn(generator=torch.Generator().manual_seed(0))
-    x = dds_hard(Gaussian(A, y), p.denoiser, ddpm(10), rng=Noise(0, range(2)))
-    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-10)  # one step of conjugate gradients is exact
-
-
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
-    sigmas = geometric(600, sigma_min=0.005, sigma_max=30.0)
-    mean, covariance = exact_moments(lambda rng: dds(nothing, p.denoiser, sigmas, rng=rng, eta=0.0))
-    assert torch.allclose(mean, p.mean, atol=0.01)  # the start is at 0: ||mu|| sqrt(c / (c + 30^2)) = 1.5 * 0.2 / 30
-    # The probability flow in 600 first-order steps; 60 are off by .1.
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.015)
 
 
 def test_early_start_from_the_posterior_mean():

@@ -15,15 +15,11 @@ from oracle import (
     reference_problem,
 )
 
-from operators.fourier import ifftc
-from operators.linop import Matrix
-from operators.mri import sense
-from recon.likelihood import Gaussian
 from recon.methods import METHODS, SCHEDULES
 from recon.methods.diffpir import diffpir, diffpir_levels
 from recon.methods.diffusion import Counted, NonFiniteError
 from recon.noise import Noise
-from recon.schedules import ddpm_quadratic, geometric
+from recon.schedules import ddpm_quadratic
 
 
 @pytest.fixture(autouse=True)
@@ -103,42 +99,6 @@ def test_variance_preserving_steps_are_the_same_algorithm():
     options = {"prior_weight": weight, "zeta": zeta, "iterations": 20}
     ours = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(0, range(3)), **options)
     assert torch.allclose(ours, published(Noise(0, range(3))), atol=1e-9)  # a condition number of 157^2 / 0.02^2 = 6e7
-
-
-def test_sample_does_not_depend_on_its_batch():
-    p = multicoil_problem()
-    sigmas = diffpir_levels(p.likelihood, p.denoiser)
-    together = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
-    alone = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-
-
-def test_coil_order_does_not_matter():
-    p, order = multicoil_problem(), [2, 0, 1]
-    permuted = Gaussian((1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order]), p.y[order] / p.sigma_y)
-    sigmas = diffpir_levels(p.likelihood, p.denoiser)
-    x = diffpir(p.likelihood, p.denoiser, sigmas, rng=Noise(0, range(2)))
-    assert torch.allclose(x, diffpir(permuted, p.denoiser, sigmas, rng=Noise(0, range(2))), atol=1e-10)  # order of sums
-
-
-def test_full_sampling_without_noise_gives_the_inverse_fourier_transform():
-    p = multicoil_problem()
-    maps = torch.ones(1, 1, 6, 5, dtype=torch.complex128)
-    A = 1e6 * sense(torch.ones(6, 5, dtype=torch.bool), maps)
-    y = A.codomain.randn(generator=torch.Generator().manual_seed(0))
-    sigmas = geometric(10, sigma_min=1e-5, sigma_max=3)
-    x = diffpir(Gaussian(A, 1e6 * y), p.denoiser, sigmas, rng=Noise(0, range(2)))
-    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-4)  # the last noise, 1e-5, of some 4 deviations
-
-
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
-    sigmas = geometric(300, sigma_min=0.005, sigma_max=30.0)
-    mean, covariance = exact_moments(lambda rng: diffpir(nothing, p.denoiser, sigmas, rng=rng, zeta=0.0))
-    assert torch.allclose(mean, p.mean, atol=0.01)  # the start is at 0: ||mu|| sqrt(c / (c + 30^2)) = 1.5 * 0.2 / 30
-    # The probability flow in 300 first-order steps; twice as many are off by half of that.
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize(("name", "evaluations"), [("diffpir", 20), ("diffpir-20", 20), ("diffpir-100", 100)])

@@ -21,7 +21,6 @@ from oracle import (
 )
 
 from operators.linop import Matrix
-from operators.mri import sense
 from priors import chunked
 from recon.errors import InputError
 from recon.likelihood import Gaussian
@@ -205,17 +204,6 @@ def test_norm_rule_survives_data_that_agree():
     assert torch.isfinite(norm_rule(1.0, 50.0, preserving=False)(torch.zeros(1), 1.0, 0.9)).all()
 
 
-@pytest.mark.parametrize("method", [dps, dps_norm])
-def test_without_data_it_samples_the_prior(method):
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8).double()), torch.zeros(4).double())
-    sigmas = geometric(400, sigma_min=0.005, sigma_max=30.0)
-    mean, covariance = exact_moments(lambda rng: method(nothing, p.denoiser, sigmas, rng=rng))
-    assert torch.allclose(mean, p.mean, atol=0.01)  # the start is at 0: ||mu|| sqrt(c / (c + 30^2)) = 1.5 * 0.2 / 30
-    # Ancestral steps lose the variance of p(x0 | x) in each: 0.02 at 400.
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.03)
-
-
 # --- gradients ---------------------------------------------------------------------------------------------------
 
 
@@ -278,24 +266,6 @@ def test_refuses_a_prior_without_gradient():
 
 
 # --- invariants --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", [dps, dps_norm])
-def test_sample_does_not_depend_on_its_batch(method):
-    p = multicoil_problem()
-    sigmas = dps_levels(p.likelihood, p.denoiser, 20)
-    together = method(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
-    alone = method(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-
-
-@pytest.mark.parametrize("method", [dps, dps_norm])
-def test_coil_order_does_not_matter(method):
-    p, order = multicoil_problem(), [2, 0, 1]
-    permuted = Gaussian((1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order]), p.y[order] / p.sigma_y)
-    sigmas = dps_levels(p.likelihood, p.denoiser, 20)
-    x, other = (method(data, p.denoiser, sigmas, rng=Noise(0, range(2))) for data in (p.likelihood, permuted))
-    assert torch.allclose(x, other, atol=1e-9)  # order of sums, in 20 steps
 
 
 def test_evaluations_callbacks_and_state():

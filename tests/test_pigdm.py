@@ -17,14 +17,12 @@ from oracle import (
     reference_problem,
 )
 
-from operators.fourier import ifftc
 from operators.linop import Matrix
-from operators.mri import sense
 from recon.likelihood import Gaussian
 from recon.methods.diffusion import Counted, NonFiniteError
 from recon.methods.pigdm import guided_mean, pigdm, pigdm_levels
 from recon.noise import Noise
-from recon.schedules import ddpm, geometric, karras
+from recon.schedules import ddpm, karras
 
 
 @pytest.fixture(autouse=True)
@@ -108,41 +106,6 @@ def test_guidance_is_the_gradient_of_the_data_through_the_denoiser():
     score = torch.stack([(log_density(x + e) - log_density(x - e)) / 2e-5 for e in h])
     found = (guided_mean(likelihood, denoiser, x, sigma, spread=1.0, iterations=2) - denoiser(x, sigma)) / sigma**2
     assert torch.allclose(found[0], score, atol=1e-8)  # differences of second order, h^2
-
-
-def test_sample_does_not_depend_on_its_batch():
-    p = multicoil_problem()
-    sigmas = pigdm_levels(p.likelihood, p.denoiser, 20)
-    together = pigdm(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
-    alone = pigdm(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-
-
-def test_coil_order_does_not_matter():
-    p, order = multicoil_problem(), [2, 0, 1]
-    permuted = Gaussian((1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order]), p.y[order] / p.sigma_y)
-    sigmas = pigdm_levels(p.likelihood, p.denoiser, 20)
-    x = pigdm(p.likelihood, p.denoiser, sigmas, rng=Noise(0, range(2)))
-    assert torch.allclose(x, pigdm(permuted, p.denoiser, sigmas, rng=Noise(0, range(2))), atol=1e-10)  # order of sums
-
-
-def test_full_sampling_without_noise_gives_the_inverse_fourier_transform():
-    p = multicoil_problem()
-    A = sense(torch.ones(6, 5, dtype=torch.bool), torch.ones(1, 1, 6, 5, dtype=torch.complex128))
-    clean = p.mean + 0.1 * A.domain.randn(generator=torch.Generator().manual_seed(0))
-    sigmas = geometric(100, sigma_min=1e-5, sigma_max=3)
-    x = pigdm(Gaussian(1e5 * A, 1e5 * A(clean)), p.denoiser, sigmas, rng=Noise(0, range(2)))
-    assert torch.allclose(x, ifftc(A(clean), (-2, -1)).expand_as(x), atol=1e-4)  # the last noise, of some deviations
-
-
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
-    sigmas = geometric(300, sigma_min=0.005, sigma_max=30.0)
-    mean, covariance = exact_moments(lambda rng: pigdm(nothing, p.denoiser, sigmas, rng=rng, eta=0.0))
-    assert torch.allclose(mean, p.mean, atol=0.01)  # the start is at 0: ||mu|| sqrt(c / (c + 30^2)) = 1.5 * 0.2 / 30
-    # The probability flow in 300 first-order steps; twice as many are off by half of that.
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.03)
 
 
 def test_one_evaluation_per_step_no_graph_and_a_callback_each():

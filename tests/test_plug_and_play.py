@@ -6,8 +6,6 @@ import pytest
 import torch
 from oracle import GaussianDenoiser, dense, multicoil_problem, reference_problem
 
-from operators.fourier import ifftc
-from operators.mri import sense
 from recon.likelihood import Gaussian
 from recon.methods.diffusion import Counted, NonFiniteError
 from recon.methods.plug_and_play import plug_and_play_levels, pnp_admm, pnp_hqs
@@ -68,17 +66,6 @@ def test_near_the_posterior_mean_with_its_own_levels(sigma_y):
     for method, tolerance in [(pnp_admm, 0.01), (pnp_hqs, 0.15)]:  # posterior standard deviations, as found
         z = method(p.likelihood, p.denoiser, sigmas, iterations=30)
         assert float(torch.linalg.vector_norm(z.flatten() - mean)) < tolerance * math.sqrt(p.trace)
-
-
-@BOTH
-def test_full_sampling_without_noise_gives_the_inverse_fourier_transform(method):
-    p = multicoil_problem()
-    A = sense(torch.ones(6, 5, dtype=torch.bool), torch.ones(1, 1, 6, 5, dtype=torch.complex128))
-    y = A.codomain.randn(generator=torch.Generator().manual_seed(0))
-    likelihood = Gaussian(1e5 * A, 1e5 * y)
-    z = method(likelihood, p.denoiser, geometric(20, sigma_min=1e-4, sigma_max=1.0))
-    # The last denoising moves it by sigma^2 C^-1 (x - mu), some 1e-8 / 1e-3 of an image of size 1.
-    assert torch.allclose(z, ifftc(y, (-2, -1)), atol=1e-4)
 
 
 @BOTH

@@ -107,22 +107,6 @@ def test_a_prior_alone_gives_its_own_image():
     assert torch.allclose(x[0], p.mean, atol=0.01)  # two steps of Adam
 
 
-def test_sample_does_not_depend_on_its_batch():
-    p = multicoil_problem()
-    sigmas = red_diff_levels(p.likelihood, p.denoiser, 20)
-    together = red_diff(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
-    alone = red_diff(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-    assert torch.equal(alone, red_diff(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5])))
-
-
-def test_global_random_state_is_left_alone():
-    p = reference_problem()
-    state = torch.get_rng_state()
-    red_diff(p.likelihood, p.denoiser, red_diff_levels(p.likelihood, p.denoiser, 5), rng=Noise(0, [0]))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_one_evaluation_per_step_and_a_callback_each():
     p, steps = reference_problem(), []
     counted = Counted(p.denoiser)

@@ -1,7 +1,6 @@
 """Annealed Langevin dynamics against the closed-form posterior of Gaussian priors, and of one that is not Gaussian."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from oracle import (
 )
 
 from operators.linop import Matrix
-from operators.mri import sense
 from recon.errors import InputError
 from recon.likelihood import Gaussian
 from recon.methods.diffusion import Counted, NonFiniteError
@@ -227,35 +225,6 @@ def test_the_pull_of_the_data_is_relative_to_the_score_of_each_image():
 
 
 # --- invariants --------------------------------------------------------------------------------------------------
-
-
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8).double()), torch.zeros(4).double())
-    sigmas = karras(200, sigma_min=0.005, sigma_max=3.0, rho=-3.0)
-    mean, covariance = exact_moments(lambda rng: score_ald(nothing, p.denoiser, sigmas, rng=rng))
-    assert torch.allclose(mean, p.mean, atol=0.01)  # the start is at 0: what the haste of the descent leaves of it
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.02)
-
-
-@pytest.mark.parametrize("method", [score_ald, partial(score_ald_published, mse=0.3)])
-def test_sample_does_not_depend_on_its_batch(method):
-    p = multicoil_problem()
-    sigmas = ald_levels(p.likelihood, p.denoiser, 10)
-    together = method(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
-    alone = method(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
-    assert torch.allclose(
-        together[1], alone[0], rtol=1e-9, atol=1e-10
-    )  # matrix products round by the size of the batch
-
-
-@pytest.mark.parametrize("method", [score_ald, partial(score_ald_published, mse=0.3)])
-def test_coil_order_does_not_matter(method):
-    p, order = multicoil_problem(), [2, 0, 1]
-    permuted = Gaussian((1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order]), p.y[order] / p.sigma_y)
-    sigmas = ald_levels(p.likelihood, p.denoiser, 10)
-    x, other = (method(data, p.denoiser, sigmas, rng=Noise(0, range(2))) for data in (p.likelihood, permuted))
-    assert torch.allclose(x, other, rtol=1e-9, atol=1e-10)  # order of sums
 
 
 def test_evaluations_and_callbacks():

@@ -324,16 +324,6 @@ def test_hybrid_with_maps():
 SAMPLERS = [score_mri, score_mri_hard, score_mri_hybrid]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_sample_does_not_depend_on_its_batch(sampler):
-    p = multicoil_problem()
-    together = sampler(p.likelihood, p.denoiser, levels(15), rng=Noise(1, [3, 5, 8]))
-    alone = sampler(p.likelihood, p.denoiser, levels(15), rng=Noise(1, [5]))
-    # Matrix products round by the size of the batch; the corrector feeds rounding back, conjugate gradients amplify it.
-    assert torch.allclose(together[1], alone[0], atol=1e-7)
-    assert torch.equal(alone, sampler(p.likelihood, p.denoiser, levels(15), rng=Noise(1, [5])))
-
-
 def test_slices_do_not_depend_on_each_other():
     maps = torch.ones(2, 1, 1, 6, 5, dtype=torch.complex128)
     mean, covariance = real_prior()
@@ -343,32 +333,6 @@ def test_slices_do_not_depend_on_each_other():
     x = score_mri_hard(Gaussian(A, y), denoiser, levels(10), rng=Noise(0, [0]))
     brighter = torch.stack([y[0], 3 * y[1]])
     assert torch.allclose(x[:, 0], score_mri_hard(Gaussian(A, brighter), denoiser, levels(10), rng=Noise(0, [0]))[:, 0])
-
-
-@pytest.mark.parametrize("corrector_first", [True, False])
-def test_full_sampling_without_noise_gives_the_inverse_fourier_transform(corrector_first):
-    p = multicoil_problem()
-    A = sense(torch.ones(6, 5, dtype=torch.bool), torch.ones(1, 1, 6, 5, dtype=torch.complex128))
-    y = A.codomain.randn(generator=torch.Generator().manual_seed(0))
-    x = score_mri_hard(Gaussian(A, y), p.denoiser, levels(10), rng=Noise(0, range(2)), corrector_first=corrector_first)
-    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-10)  # one step of conjugate gradients
-    x = score_mri_hybrid(Gaussian(A, y), p.denoiser, levels(10), rng=Noise(0, [0]), last_weight=1.0)
-    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-10)
-    x = score_mri(Gaussian(1e6 * A, 1e6 * y), p.denoiser, levels(10), rng=Noise(0, [0]))
-    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-5)  # noise of 1e-6
-
-
-def test_coil_order_does_not_matter():
-    p, order = multicoil_problem(), [2, 0, 1]
-    permuted = Gaussian((1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order]), p.y[order] / p.sigma_y)
-    x = score_mri(p.likelihood, p.denoiser, levels(10), rng=Noise(0, range(2)))
-    assert torch.allclose(x, score_mri(permuted, p.denoiser, levels(10), rng=Noise(0, range(2))), atol=1e-7)  # as above
-
-
-def test_global_random_state_is_left_alone():
-    p, state = reference_problem(), torch.get_rng_state()
-    score_mri(p.likelihood, p.denoiser, levels(5), rng=Noise(0, [0]))
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(

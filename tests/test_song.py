@@ -16,8 +16,7 @@ from oracle import (
     sample_moments,
 )
 
-from operators.fourier import fftc, ifftc
-from operators.linop import Matrix
+from operators.fourier import fftc
 from operators.mri import sense
 from recon.likelihood import Gaussian
 from recon.methods.dds import hard
@@ -130,17 +129,6 @@ def test_weighted_form_follows_the_recursion(p):
         assert torch.allclose(found, value, atol=1e-9)  # the system has a condition number of 10^2 / 0.02^2 / 2 = 1e5
 
 
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
-    mean, covariance = exact_moments(
-        lambda rng: song_hard(nothing, p.denoiser, levels(200), rng=rng, corrector_steps=0)
-    )
-    assert torch.allclose(mean, p.mean, atol=0.002)  # the start is at 0: ||mu|| c / (c + 10^2)
-    # Reverse diffusion is of first order in the step: 3 % too wide with 200 levels, 12 % with 60.
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.04)
-
-
 # --- with the corrector, whose step follows norms: by Monte Carlo ----------------------------------------------------
 
 CHAINS = 2000  # chance: 1 / sqrt(2000) = .022 in the mean, sqrt(2 / 2000 / 4) = .016 of the variance, relative
@@ -174,32 +162,6 @@ def test_noisy_data_leave_the_limits_of_the_docstring(p, chains, error, low, hig
 
 
 # --- invariants ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sampler", [song, song_hard])
-def test_sample_does_not_depend_on_its_batch(sampler):
-    p = multicoil_problem()
-    together = sampler(p.likelihood, p.denoiser, levels(15), rng=Noise(1, [3, 5, 8]))
-    alone = sampler(p.likelihood, p.denoiser, levels(15), rng=Noise(1, [5]))
-    # Matrix products round by the size of the batch; the corrector feeds rounding back, conjugate gradients amplify it.
-    assert torch.allclose(together[1], alone[0], atol=1e-7)
-    assert torch.equal(alone, sampler(p.likelihood, p.denoiser, levels(15), rng=Noise(1, [5])))
-
-
-def test_full_sampling_without_noise_gives_the_inverse_fourier_transform():
-    p = multicoil_problem()
-    A = sense(torch.ones(6, 5, dtype=torch.bool), torch.ones(1, 1, 6, 5, dtype=torch.complex128))
-    y = A.codomain.randn(generator=torch.Generator().manual_seed(0))
-    x = song_hard(Gaussian(A, y), p.denoiser, levels(10), rng=Noise(0, range(2)), weight=0.8)
-    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-10)  # one step of conjugate gradients
-    x = song(Gaussian(1e6 * A, 1e6 * y), p.denoiser, levels(10), rng=Noise(0, [0]))
-    assert torch.allclose(x, ifftc(y, (-2, -1)).expand_as(x), atol=1e-5)  # noise of 1e-6
-
-
-def test_global_random_state_is_left_alone():
-    p, state = reference_problem(), torch.get_rng_state()
-    song(p.likelihood, p.denoiser, levels(5), rng=Noise(0, [0]))
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_network_evaluations_and_a_callback_for_each_level():

@@ -18,12 +18,10 @@ from oracle import (
 )
 
 from operators.linop import Matrix
-from operators.mri import sense
 from recon.likelihood import Gaussian
 from recon.methods.diffusion import Counted, NonFiniteError
 from recon.methods.split_gibbs import couplings, draw_prior, split_gibbs
 from recon.noise import Noise
-from recon.schedules import geometric
 
 
 @pytest.fixture(autouse=True)
@@ -148,46 +146,6 @@ def test_distant_modes_keep_the_odds_of_a_larger_coupling():
     assert 0.58 < found < odds == pytest.approx(0.731, abs=1e-3)
     for cluster in (x[right, 1], x[~right, 1]):
         assert float(cluster.std()) == pytest.approx(0.1, rel=0.05)  # chance 1 / sqrt(2 * 1500) = .018
-
-
-def test_without_data_it_samples_the_prior():
-    p = reference_problem()
-    nothing = Gaussian(Matrix(torch.zeros(4, 8, dtype=torch.float64)), torch.zeros(4, dtype=torch.float64))
-    sigmas = geometric(75, sigma_min=0.01, sigma_max=3)
-    mean, covariance = exact_moments(lambda rng: split_gibbs(nothing, p.denoiser, sigmas, rng=rng))
-    assert torch.allclose(mean, p.mean, atol=1e-10)  # the start is forgotten: the product of c / (c + rho^2) is 1e-40
-    # The last coupling, rho^2 / c = 0.01 for c = 0.01.
-    assert float(covariance.trace() / p.covariance.trace()) == pytest.approx(1, abs=0.015)
-
-
-def test_sample_does_not_depend_on_its_batch():
-    p = multicoil_problem()
-    sigmas = couplings(p.likelihood, p.denoiser, levels=20)
-    together = split_gibbs(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [3, 5, 8]))
-    alone = split_gibbs(p.likelihood, p.denoiser, sigmas, rng=Noise(1, [5]))
-    assert torch.allclose(together[1], alone[0], atol=1e-10)  # matrix products round by the size of the batch
-
-
-def test_coil_order_does_not_matter():
-    """The noise of the data follows their order, so it is the distribution that stays: mean and covariance."""
-    p, order = multicoil_problem(shape=(4, 3)), [2, 0, 1]
-    permuted = Gaussian((1 / p.sigma_y) * sense(p.A.mask, p.A.sens_maps[:, order]), p.y[order] / p.sigma_y)
-    sigmas = couplings(p.likelihood, p.denoiser, levels=8)
-    for moment, other in zip(
-        *(
-            exact_moments(lambda rng, data=data: split_gibbs(data, p.denoiser, sigmas, rng=rng, tolerance=1e-13))
-            for data in (p.likelihood, permuted)
-        ),
-        strict=True,
-    ):
-        assert torch.allclose(moment, other, atol=1e-10)  # rounding
-
-
-def test_global_random_state_is_left_alone():
-    p = reference_problem()
-    state = torch.get_rng_state()
-    split_gibbs(p.likelihood, p.denoiser, couplings(p.likelihood, p.denoiser, levels=5), rng=Noise(0, [0]))
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_calls_back_at_every_level():
