@@ -9,6 +9,8 @@ from torch import Tensor
 
 from operators.linop import LinearOperator, Space
 
+from .errors import InputError
+
 Callback = Callable[[int, Tensor], None]
 """Called after each iteration with its index and the current estimate."""
 
@@ -37,6 +39,10 @@ def cg(
     ----------
     Hestenes and Stiefel, J Res Natl Bur Stand 49, 409 (1952).
     """
+    if iterations < 0 or not tolerance >= 0:
+        raise InputError(
+            f"conjugate gradients: expected iterations and a tolerance of 0 or more, got {iterations} and {tolerance}"
+        )
     x = x0
     r = b - apply(x)
     p = r
@@ -113,17 +119,19 @@ def pdhg(
     x0: Tensor,
     *,
     iterations: int,
+    project: Callable[[Tensor], Tensor] | None = None,
     ratio: float = 1.0,
     tolerance: float = 0.0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Primal-dual hybrid gradient for min f(x) + g(K x), f smooth, in the form of Condat and Vu.
+    """Primal-dual hybrid gradient for min f(x) + g(K x) over a convex set, f smooth, in the form of Condat and Vu.
 
     Parameters
     ----------
     gradient, lipschitz : of f, and its Lipschitz constant.
     K, K_norm : linear operator and its spectral norm.
     prox_dual : projection on the dual ball of g (the proximal map of g's conjugate, for a norm g).
+    project : on the convex set; None where x is free.
     ratio : dual over primal step length, in units where both make equal progress.
     tolerance : stop when the update of x is below tolerance * ||x||, and that of the dual variable u likewise.
 
@@ -138,6 +146,7 @@ def pdhg(
     for iteration in range(iterations):
         x_before, u_before = x, u
         x = x - primal * (gradient(x) + K.adjoint(u))
+        x = x if project is None else project(x)
         u = prox_dual(u + dual * K.forward(2 * x - x_before))
         if callback is not None:
             callback(iteration, x)

@@ -16,7 +16,7 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..schedules import karras
 from ..solvers import Callback
-from .diffusion import check_inputs, denoise, start
+from .diffusion import check_inputs, check_positive, denoise, start
 from .split_gibbs import couplings
 
 Draw = Callable[[Tensor, float, int], Tensor]
@@ -76,6 +76,7 @@ def daps(
     Zhang, Chu, Berner, Meng, Anandkumar, Song, CVPR 2025, algorithm 1 with the exact draw of a linear operator.
     """
     check_inputs("daps", likelihood, denoiser, sigmas)
+    check_positive("daps", iterations=iterations)
     if not spread > 0:
         raise InputError(f"daps: spread is a standard deviation, expected above 0, got {spread}")
 

@@ -69,7 +69,7 @@ def ddrm(
     check_inputs("ddrm", likelihood, denoiser, sigmas)
     for name, value in (("eta", eta), ("eta_data", eta_data)):
         if not 0 <= value <= 1:
-            raise InputError(f"{name}: expected a fraction from 0 to 1, got {value}")
+            raise InputError(f"ddrm: {name}: expected a fraction from 0 to 1, got {value}")
     try:
         svd = likelihood.A.svd()
     except ValueError as error:

@@ -17,7 +17,7 @@ from ..noise import Noise
 from ..schedules import ddpm, karras, start_at
 from ..solvers import Callback
 from .classical import l1_wavelet
-from .diffusion import check_inputs, denoise, start
+from .diffusion import check_inputs, check_positive, denoise, start
 
 Consistency = Callable[[Tensor, float], Tensor]
 """From the denoised images and their noise level sigma to images that agree better with the data."""
@@ -73,6 +73,7 @@ def dds(
     Chung, Lee, Ye, ICLR 2024, algorithm 2; early start: Chung, Sim, Ye, CVPR 2022.
     """
     check_inputs("dds", likelihood, denoiser, sigmas)
+    check_positive("dds", strength=strength, iterations=iterations)
     consistency = proximal(likelihood, lambda sigma: strength * sigma**2, iterations=iterations)
     x0 = start(likelihood, rng, x0_start)
     return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)
@@ -101,6 +102,7 @@ def dds_hard(
     tolerance : where they stop, relative to ||A^H y||.
     """
     check_inputs("dds_hard", likelihood, denoiser, sigmas)
+    check_positive("dds_hard", iterations=iterations)
     consistency = hard(likelihood, iterations=iterations, tolerance=tolerance)
     x0 = start(likelihood, rng, x0_start)
     return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)
@@ -135,6 +137,7 @@ def dds_published(
     Chung, Lee, Ye, ICLR 2024, algorithm 2 and tables of section 4.
     """
     check_inputs("dds_published", likelihood, denoiser, sigmas)
+    check_positive("dds_published", gamma=gamma, iterations=iterations)
     tau = gamma / likelihood.A.norm() ** 2
     consistency = proximal(likelihood, lambda sigma: tau, iterations=iterations)
     x0 = start(likelihood, rng)
@@ -235,7 +238,7 @@ def consistent_diffusion(
     callback : called with the step and x0'.
     """
     if not 0 <= eta <= 1:
-        raise InputError(f"eta: expected a fraction of fresh noise from 0 to 1, got {eta}")
+        raise InputError(f"dds: eta: expected a fraction of fresh noise from 0 to 1, got {eta}")
     x = x0 + float(sigmas[0]) * rng.randn_like(x0)
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
         denoised = denoise(denoiser, x, sigma, step)  # E[x0 | x], Tweedie

@@ -17,7 +17,7 @@ from ..noise import Noise
 from ..schedules import ddpm_quadratic
 from ..solvers import Callback
 from .dds import dds_levels
-from .diffusion import check_inputs, denoise, start
+from .diffusion import check_inputs, check_positive, denoise, start
 
 
 @torch.no_grad()
@@ -70,10 +70,11 @@ def diffpir(
     that lambda in their configurations is a quarter of it here.
     """
     check_inputs("diffpir", likelihood, denoiser, sigmas)
+    check_positive("diffpir", iterations=iterations)
     if not prior_weight > 0:
-        raise InputError(f"prior_weight: expected a number above 0, got {prior_weight}")
+        raise InputError(f"diffpir: prior_weight: expected a number above 0, got {prior_weight}")
     if not 0 <= zeta <= 1:
-        raise InputError(f"zeta: expected a share of fresh noise from 0 to 1, got {zeta}")
+        raise InputError(f"diffpir: zeta: expected a share of fresh noise from 0 to 1, got {zeta}")
     x = float(sigmas[0]) * rng.randn_like(start(likelihood, rng))
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
         x0 = denoise(denoiser, x, sigma, step)

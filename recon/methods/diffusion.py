@@ -50,7 +50,17 @@ def check_inputs(method: str, likelihood: Gaussian, denoiser: Denoiser, sigmas: 
         raise InputError(
             f"{method}: the prior is {denoiser.ndim}-D, the images have shape {domain.shape}; use a prior of theirs"
         )
-    check_schedule(sigmas, sigma_min=denoiser.sigma_min, sigma_max=denoiser.sigma_max)
+    try:
+        check_schedule(sigmas, sigma_min=denoiser.sigma_min, sigma_max=denoiser.sigma_max)
+    except InputError as error:
+        raise InputError(f"{method}: {error}") from None
+
+
+def check_positive(method: str, **options: float) -> None:
+    """Raise InputError unless all options are finite numbers above 0."""
+    for name, value in options.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{method}: {name} expects a finite number above 0, got {value}")
 
 
 def start(likelihood: Gaussian, rng: Noise, image: Tensor | None = None) -> Tensor:

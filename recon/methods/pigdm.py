@@ -15,7 +15,7 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
 from .dds import dds_levels
-from .diffusion import check_inputs, denoise, start
+from .diffusion import check_inputs, check_positive, denoise, start
 
 
 @torch.no_grad()
@@ -70,10 +70,11 @@ def pigdm(
     Song, Vahdat, Mardani, Kautz, ICLR 2023, algorithm 1; steps: Song, Meng, Ermon (DDIM), ICLR 2021.
     """
     check_inputs("pigdm", likelihood, denoiser, sigmas)
+    check_positive("pigdm", iterations=iterations)
     if not 0 <= eta <= 1:
-        raise InputError(f"eta: expected a fraction of the ancestral noise from 0 to 1, got {eta}")
+        raise InputError(f"pigdm: eta: expected a fraction of the ancestral noise from 0 to 1, got {eta}")
     if not spread > 0:
-        raise InputError(f"spread: expected the standard deviation of images, above 0, got {spread}")
+        raise InputError(f"pigdm: spread: expected the standard deviation of images, above 0, got {spread}")
     x = float(sigmas[0]) * rng.randn_like(start(likelihood, rng))
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
         x0 = guided_mean(likelihood, denoiser, x, sigma, spread=spread, iterations=iterations, step=step)

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..likelihood import Gaussian
 from ..schedules import karras
 from ..solvers import Callback
-from .diffusion import check_inputs, denoise
+from .diffusion import check_inputs, check_positive, denoise
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def pnp_admm(
     ----------
     Venkatakrishnan, Bouman, Wohlberg, GlobalSIP 2013; Chan, Wang, Elgendy, IEEE Trans Comput Imaging 3, 84 (2017).
     """
-    z = _start("pnp_admm", likelihood, denoiser, sigmas, strength)
+    z = _start("pnp_admm", likelihood, denoiser, sigmas, strength, iterations)
     u, before = torch.zeros_like(z), float(sigmas[0])
     for step, sigma in enumerate(sigmas.tolist()[:-1]):
         u, before = (sigma / before) ** 2 * u, sigma
@@ -94,7 +94,7 @@ def pnp_hqs(
     ----------
     DPIR: Zhang, Li, Zuo, Zhang, Van Gool, Timofte, IEEE Trans Pattern Anal Mach Intell 44, 6360 (2022).
     """
-    z = _start("pnp_hqs", likelihood, denoiser, sigmas, strength)
+    z = _start("pnp_hqs", likelihood, denoiser, sigmas, strength, iterations)
     for step, sigma in enumerate(sigmas.tolist()[:-1]):
         x = likelihood.solve(z, strength * sigma**2, iterations=iterations)
         z = denoise(denoiser, x, sigma, step)
@@ -109,8 +109,11 @@ def plug_and_play_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | 
     return karras(30 if steps is None else steps, sigma_min=smallest, sigma_max=min(1.0, denoiser.sigma_max))
 
 
-def _start(method: str, likelihood: Gaussian, denoiser: Denoiser, sigmas: Tensor, strength: float) -> Tensor:
+def _start(
+    method: str, likelihood: Gaussian, denoiser: Denoiser, sigmas: Tensor, strength: float, iterations: int
+) -> Tensor:
     check_inputs(method, likelihood, denoiser, sigmas)
+    check_positive(method, iterations=iterations)
     if not strength > 0:
         raise InputError(f"{method}: strength is a weight of the data, expected above 0, got {strength}")
     return likelihood.backprojection / likelihood.A.norm() ** 2

@@ -17,7 +17,7 @@ from ..noise import Noise
 from ..schedules import geometric
 from ..solvers import Callback
 from .dds import Consistency, hard, proximal
-from .diffusion import check_inputs, denoise, start
+from .diffusion import check_inputs, check_positive, denoise, start
 
 
 def score_mri(
@@ -273,10 +273,3 @@ def corrector(x: Tensor, x0: Tensor, sigma: float, *, snr: float, ndim: int, rng
     )
     epsilon = 2 * (snr * ratio) ** 2
     return x + epsilon * score + (2 * epsilon).sqrt() * noise
-
-
-def check_positive(method: str, **options: float) -> None:
-    """Raise InputError unless all options are finite numbers above 0."""
-    for name, value in options.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{method}: {name} expects a finite number above 0, got {value}")

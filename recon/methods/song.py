@@ -11,8 +11,8 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
 from .dds import Consistency, hard, proximal
-from .diffusion import check_inputs, start
-from .score_mri import check_positive, predictor_corrector
+from .diffusion import check_inputs, check_positive, start
+from .score_mri import predictor_corrector
 
 
 def song(

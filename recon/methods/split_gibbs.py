@@ -15,7 +15,7 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..schedules import karras
 from ..solvers import Callback
-from .diffusion import ancestral, check_inputs, denoise, start
+from .diffusion import ancestral, check_inputs, check_positive, denoise, start
 
 
 @torch.no_grad()
@@ -65,6 +65,7 @@ def split_gibbs(
     ours: two evaluations where they integrate the reverse diffusion in many steps.
     """
     check_inputs("split_gibbs", likelihood, denoiser, sigmas)
+    check_positive("split_gibbs", stages=stages, iterations=iterations)
     _check_smallest(denoiser, float(sigmas[-2]), stages)
     norm = likelihood.A.norm()
     z = start(likelihood, rng)
@@ -160,8 +161,8 @@ def draw_tweedie(denoiser: Denoiser, x: Tensor, sigma: float, *, rng: Noise, ste
 def _check_smallest(denoiser: Denoiser, rho: float, stages: int) -> None:
     """The prior draw asks the network for levels below rho."""
     smallest = rho / stages / math.sqrt(2)
-    if stages < 1 or smallest < denoiser.sigma_min:
+    if smallest < denoiser.sigma_min:
         raise InputError(
             f"split_gibbs: {stages} stages from the last coupling {rho:.4g} ask the prior for sigma = {smallest:.4g}, "
-            f"but it was trained down to {denoiser.sigma_min:.4g}; end sigmas higher or take fewer stages (1 or more)"
+            f"but it was trained down to {denoiser.sigma_min:.4g}; end sigmas higher or take fewer stages"
         )
