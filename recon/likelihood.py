@@ -97,3 +97,69 @@ class Gaussian:
             iterations=iterations,
             tolerance=tolerance,
         )
+
+
+class PoissonTransmission:
+    """counts ~ Poisson(blank exp(-A x) + background), independent of each other: photons that an object lets through.
+
+    Parameters
+    ----------
+    A : operator from images to line integrals.
+    counts, blank, background : (batch..., *A.codomain.shape); what was counted, what is expected without object, and
+        what is added to it on the way (scatter, dark current).
+
+    Raises
+    ------
+    ValueError
+        If they are not of the operator's codomain, not finite, negative, or something was counted where nothing is
+        expected.
+
+    References
+    ----------
+    Erdogan and Fessler, IEEE Trans Med Imaging 18, 801 (1999).
+    """
+
+    def __init__(self, A: LinearOperator, counts: Tensor, blank: Tensor, background: Tensor) -> None:
+        for name, value in {"counts": counts, "blank": blank, "background": background}.items():
+            A.codomain.check(value, f"{name} of a transmission likelihood")
+            if not bool((value.isfinite() & (value >= 0)).all()):
+                raise ValueError(f"{name} of a transmission likelihood: expected finite values, 0 or more")
+        if bool(((counts > 0) & (blank + background <= 0)).any()):
+            raise ValueError("transmission likelihood: expected a blank or background > 0 where something was counted")
+        self.A = A
+        self.counts, self.blank, self.background = counts, blank, background
+
+    def nll(self, x: Tensor) -> Tensor:
+        """Negative log-likelihood up to a constant, which is such that it is 0 for a perfect fit; shape (batch...)."""
+        mean = self._mean(self.A.forward(x))
+        seen = self.counts > 0
+        ratio = torch.where(seen, mean / self.counts.where(seen, 1.0), 1.0)
+        return (mean - self.counts - self.counts * ratio.log()).sum(self.A.codomain.axes)
+
+    def grad(self, x: Tensor) -> Tensor:
+        """A^H h'(A x)."""
+        return self.A.adjoint(self.slope(self.A.forward(x)))
+
+    def slope(self, lines: Tensor) -> Tensor:
+        """h'(l) = blank exp(-l) (counts / mean - 1), the derivative of the nll by each line integral."""
+        mean = self._mean(lines)
+        ratio = self.counts / mean.where(mean > 0, 1.0)
+        return (mean - self.background) * (ratio - 1)
+
+    def curvature(self, lines: Tensor) -> Tensor:
+        """The least of parabolas that touch h at l >= 0 and lie above it on all l >= 0: monotone surrogates.
+
+        2 (h(0) - h(l) + l h'(l)) / l^2, and h''(0) near l = 0; never below 0.
+        """
+        empty = self.blank + self.background
+        at_zero = self.blank * (1 - self.counts * self.background / empty.where(empty > 0, 1.0) ** 2)
+        above = lines.clamp(min=0.05)  # below, the difference would be rounding
+        mean = self._mean(above)
+        seen = self.counts > 0
+        ratio = torch.where(seen, empty / mean.where(mean > 0, 1.0), 1.0)
+        fall = empty - mean - self.counts * ratio.log()  # h(0) - h(l)
+        curvature = 2 * (fall + above * self.slope(above)) / above**2
+        return torch.where(lines >= 0.05, curvature, at_zero).clamp(min=0)
+
+    def _mean(self, lines: Tensor) -> Tensor:
+        return self.blank * torch.exp(-lines) + self.background
