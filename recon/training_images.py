@@ -24,7 +24,7 @@ class Volume:
     data : (z, y, x) magnitude scaled to a 99th percentile of 1 (float16), complex image (complex64), or labels (uint8).
     spacing : mm along z, y, x.
     axes : the axes along which slices may be cut (a stack of thick slices only along its first).
-    tissues : for label maps, the tissue class of each label index; None for images.
+    tissues, labels : for label maps, the tissue class of each label index, and FreeSurfer's label; None for images.
     """
 
     data: NDArray[np.generic]
@@ -32,6 +32,7 @@ class Volume:
     axes: tuple[int, ...] = (0, 1, 2)
     tissues: tuple[int, ...] | None = None
     weight: float = 1.0
+    labels: tuple[int, ...] | None = None
 
 
 class TrainingImages:

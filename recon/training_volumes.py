@@ -221,4 +221,4 @@ def label_volume(values: NDArray[Any], spacing: tuple[float, float, float]) -> V
     index[found] = np.arange(len(found))
     classes = {label: tissue for tissue, group in LABELS.items() for label in group}
     tissues = tuple(classes.get(int(label), 5) for label in found)
-    return Volume(index[values], spacing, tissues=tissues)
+    return Volume(index[values], spacing, tissues=tissues, labels=tuple(found.tolist()))
