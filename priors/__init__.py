@@ -1,4 +1,7 @@
-"""Priors: denoisers D(x, sigma) = E[x0 | x0 + sigma n = x], the networks behind them, and their training."""
+"""Priors: denoisers D(x, sigma) = E[x0 | x0 + sigma n = x], the networks behind them, and their training.
+
+Supervised networks, which reconstruct directly, are trained and kept by the same means.
+"""
 
 from priors.denoiser import (
     EDM,
@@ -15,6 +18,7 @@ from priors.denoiser import (
 )
 from priors.generator import Generator, probability_flow
 from priors.library import load, names, save
+from priors.supervised import PostProcessing, Supervised, VarNet
 
 __all__ = [
     "EDM",
@@ -22,7 +26,10 @@ __all__ = [
     "VP",
     "Denoiser",
     "Generator",
+    "PostProcessing",
+    "Supervised",
     "V",
+    "VarNet",
     "affine",
     "along",
     "bf16",

@@ -10,9 +10,15 @@ from typing import Any
 import torch
 
 from priors.denoiser import EDM
-from priors.networks import NETWORKS
+from priors.networks import UNet
+from priors.supervised import PostProcessing, Supervised, VarNet
 
 WEIGHTS = Path(__file__).parent / "weights"
+NETWORKS: dict[str, type[UNet] | type[Supervised]] = {
+    "UNet": UNet,  # of a denoiser
+    "PostProcessing": PostProcessing,
+    "VarNet": VarNet,
+}
 
 
 def names() -> list[str]:
@@ -21,20 +27,20 @@ def names() -> list[str]:
 
 
 def save(
-    denoiser: EDM,
+    prior: EDM | Supervised,
     path: str | Path,
     *,
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a denoiser as `path`.safetensors with its card, `path`.json.
+    """Write a prior as `path`.safetensors with its card, `path`.json.
 
     Parameters
     ----------
-    denoiser : a preconditioned network of priors.networks.
+    prior : a preconditioned network of priors.networks, or a supervised one.
     path : without an extension, or with either of the two.
     card : what a reader should know: intensity (the convention of the images), data (with licences), recipe, and what
-        was measured. The network, noise range and checksum are added.
+        was measured. The network, a denoiser's noise range and the checksum are added.
     dtype : of the weights in the file; loading always gives float32.
 
     Returns
@@ -43,7 +49,8 @@ def save(
     """
     from safetensors.torch import save as serialize
 
-    network = denoiser.network
+    network = prior.network if isinstance(prior, EDM) else prior
+    noise = {k: getattr(prior, k) for k in ("sigma_min", "sigma_max", "sigma_data")} if isinstance(prior, EDM) else None
     if type(network).__name__ not in NETWORKS:
         raise ValueError(f"expected one of the networks {sorted(NETWORKS)}, got {type(network).__name__}")
     content = serialize({k: v.detach().cpu().to(dtype).contiguous() for k, v in network.state_dict().items()})
@@ -51,9 +58,9 @@ def save(
     full = {
         "name": weights.stem,
         "network": {"name": type(network).__name__, "arguments": network.arguments},
-        "noise": {k: getattr(denoiser, k) for k in ("sigma_min", "sigma_max", "sigma_data")},
-        "ndim": denoiser.ndim,
-        "is_complex": denoiser.is_complex,
+        **({} if noise is None else {"noise": noise}),
+        "ndim": prior.ndim,
+        "is_complex": prior.is_complex,
         "parameters": sum(p.numel() for p in network.parameters()),
         "precision": str(dtype).removeprefix("torch."),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -65,12 +72,13 @@ def save(
     return described
 
 
-def load(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> EDM:
+def load(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> EDM | Supervised:
     """A prior by its name among the embedded ones, or by the path of its card or weights.
 
     Returns
     -------
-    The denoiser in float32, in evaluation mode, its weights needing no gradient; its card is `denoiser.card`.
+    The denoiser or supervised network in float32, in evaluation mode, its weights needing no gradient, with its card as
+    attribute `card`.
 
     Raises
     ------
@@ -89,25 +97,27 @@ def load(name_or_path: str | Path, *, device: str | torch.device = "cpu") -> EDM
             f"checksum of {weights} is {found[:12]}..., its card says {card['sha256'][:12]}...: the file is damaged or "
             "belongs to another card; fetch both again"
         )
-    name = card["network"]["name"]
-    if name not in NETWORKS:
-        raise ValueError(f"{described} names the network {name!r}; known are {sorted(NETWORKS)}")
-    network = NETWORKS[name](**card["network"]["arguments"])
+    network = NETWORKS[card["network"]["name"]](**card["network"]["arguments"])
     state = {key: value.float() for key, value in deserialize(content).items()}
     check_weights(network.state_dict(), state, weights)
     network.load_state_dict(state)
-    denoiser = EDM(network, **card["noise"]).to(device).eval().requires_grad_(False)
-    denoiser.card = card
-    return denoiser
+    prior = network if isinstance(network, Supervised) else EDM(network, **card["noise"])
+    prior.card = card
+    return prior.to(device).eval().requires_grad_(False)
 
 
 def read_card(path: Path) -> dict[str, Any]:
     """The model card, which must say what loading needs."""
     try:
         card: dict[str, Any] = json.loads(path.read_text())
-        missing = [key for key in ("network", "noise", "sha256") if key not in card]
-    except (ValueError, TypeError) as error:
+        missing = [key for key in ("network", "sha256") if key not in card]
+        network = card.get("network", {}).get("name", "UNet")
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected a model card, got a file that is no JSON object ({error})") from error
+    if network not in NETWORKS:
+        raise ValueError(f"{path} names the network {network!r}; known are {sorted(NETWORKS)}")
+    if not issubclass(NETWORKS[network], Supervised) and "noise" not in card:
+        missing.append("noise")
     if missing:
         raise ValueError(
             f"{path}: expected a model card, got one without {', '.join(missing)}; write it by priors.save"

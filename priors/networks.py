@@ -137,6 +137,3 @@ class UNet(nn.Module):
         for level, grow, skip in zip(reversed(self.up), reversed(self.grow), reversed(skips), strict=True):
             h = level(F.pixel_shuffle(grow(h), 2) + skip, embedding)
         return F.pixel_shuffle(self.tail(F.silu(h)), self.fold)
-
-
-NETWORKS = {"UNet": UNet}

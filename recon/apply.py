@@ -14,6 +14,7 @@ from torch import Tensor
 from operators.mri import Sense
 from priors.denoiser import Denoiser, within
 from priors.generator import Generator, probability_flow
+from priors.supervised import Supervised
 
 from .errors import InputError, ReconError
 from .likelihood import Gaussian
@@ -52,7 +53,7 @@ class Images:
 def apply_method(
     prepared: Prepared,
     settings: Settings,
-    prior: Denoiser | Generator | None,
+    prior: Denoiser | Generator | Supervised | None,
     *,
     stream: tuple[int, ...],
     parts: PartialResults,
@@ -96,9 +97,27 @@ def apply_method(
     return Images(torch.cat(images), seconds, evaluations)
 
 
+def check_prior(name: str, prior: Denoiser | Generator | Supervised) -> None:
+    """Raise InputError unless the prior is of the kind that the method needs."""
+    needs, kind = inputs_of(method_named(name)), "denoiser"
+    if isinstance(prior, Supervised):
+        kind = f"network for {prior.task}"
+    elif isinstance(prior, Generator):
+        kind = "generator"
+    if "network" in needs and kind != f"network for {name}":
+        raise InputError(
+            f"{name} needs a network trained for it (recon train --task {name}), and this prior is a {kind}; leave the "
+            "prior out, or give such a one"
+        )
+    if "network" not in needs and isinstance(prior, Supervised):
+        raise InputError(f"{name} needs a denoiser, and this prior is a {kind}; use {prior.task}, or another prior")
+    if "generator" not in needs and kind == "generator":
+        raise InputError(f"{name} needs a denoiser, and this prior is a generator; use csgm, or another prior")
+
+
 def prior_inputs(
-    name: str, likelihood: Gaussian, prior: Denoiser | Generator, steps: int | None
-) -> tuple[dict[str, Any], Counted | CountedGenerator]:
+    name: str, likelihood: Gaussian, prior: Denoiser | Generator | Supervised, steps: int | None
+) -> tuple[dict[str, Any], Counted | CountedGenerator | Supervised]:
     """What a method needs of the prior, by name, and what counts the evaluations.
 
     A generator is the prior's own, or else the probability flow of its denoiser through the levels of the method. Where
@@ -107,11 +126,12 @@ def prior_inputs(
     Raises
     ------
     InputError
-        If the prior is a generator and the method needs a denoiser, or noise levels were asked for.
+        If the prior is of another kind than the method needs, or a generator and noise levels were asked for.
     """
+    check_prior(name, prior)
+    if isinstance(prior, Supervised):
+        return {"network": prior}, prior
     if isinstance(prior, Generator):
-        if "generator" not in inputs_of(method_named(name)):
-            raise InputError(f"{name} needs a denoiser, and this prior is a generator; use csgm, or another prior")
         if steps is not None:
             raise InputError("steps: this prior is a generator, which has no noise levels; leave it out")
         generator = CountedGenerator(prior)
@@ -123,7 +143,7 @@ def prior_inputs(
 
 
 def _batch(
-    given: dict[str, Any], settings: Settings, prior: Denoiser | Generator | None, report: Report
+    given: dict[str, Any], settings: Settings, prior: Denoiser | Generator | Supervised | None, report: Report
 ) -> dict[str, Any]:
     """One batch of samples, with the time and the network evaluations that it took."""
     method = method_named(settings.method)
@@ -137,9 +157,11 @@ def _batch(
         options = options_of(method) | settings.options
         steps = len(given["sigmas"]) - 1 if "sigmas" in names else options["iterations"]
         arguments["callback"] = lambda step, _: report(min(1.0, (step + 1) / steps))
+    rounded = settings.precision == "bf16" and isinstance(prior, Supervised)  # a denoiser sees to it itself
     start = time.perf_counter()
     try:
-        x = method(**arguments)
+        with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=rounded):
+            x = method(**arguments)
     except ReconError:
         raise
     except ValueError as error:  # an operator's refusal

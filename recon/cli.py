@@ -78,6 +78,11 @@ def reconstruct(
     seed: Annotated[int, typer.Option(help="Of the mask and of the samples.")] = 0,
     coils: Annotated[int | None, typer.Option(help="Compress to so many virtual coils.")] = None,
     sets: Annotated[int, typer.Option(help="ESPIRiT map sets; 2 if the object exceeds the field of view.")] = 1,
+    views: Annotated[int | None, typer.Option(help="CT: keep so many views, evenly; all by default.")] = None,
+    angular_range: Annotated[
+        str | None, typer.Option(help="CT: keep FIRST:LAST degrees from the first view on; all by default.")
+    ] = None,
+    dose: Annotated[float | None, typer.Option(help="CT: simulate this fraction of the dose.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[
         str, typer.Option(help="Of the prior's network: float32, or bf16, faster where there are instructions for it.")
@@ -111,6 +116,9 @@ def reconstruct(
             seed=seed,
             coils=coils,
             sets=sets,
+            views=views,
+            angular_range=parse_range(angular_range),
+            dose=dose,
             device=device,
             precision=precision,
             check=check,
@@ -138,25 +146,12 @@ def reconstruct(
 @app.command()
 def info(file: File) -> None:
     """Say what a file holds."""
-    from operators.masks import acceleration, calibration_region
-
     from .io import load
-    from .residual_noise import scan_noise
+    from .modalities import modality_of
 
     scan = load(file)
     table = Table(show_header=False, box=None)
-    calibration = [block.stop - block.start for block in calibration_region(scan.mask)]
-    rows = {
-        "name": scan.name,
-        "k-space": f"{len(scan)} slices, {scan.coils} coils, {' x '.join(map(str, scan.shape))}",
-        "sampled": f"{acceleration(scan.mask):.2f}-fold accelerated, {scan.mask_source}",
-        "calibration": " x ".join(map(str, calibration)),
-        "image": " x ".join(map(str, scan.recon_shape or scan.shape)),
-        "voxel": " x ".join(f"{size:g}" for size in scan.voxel_size) + " mm",
-        "noise": scan_noise(scan).source,
-        "reference": "none" if scan.reference is None else "in the file",
-    }
-    for key, value in rows.items():
+    for key, value in {"name": scan.name, **modality_of(scan).info(scan)}.items():
         table.add_row(f"[bold]{key}", _plain(value))
     for note in scan.notes:
         table.add_row("[bold]note", _plain(note))
@@ -198,22 +193,30 @@ def demo(
 def train(
     folder: Annotated[Path, typer.Argument(help="Of fastMRI files, NIfTI, DICOM or label maps.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the prior.")] = Path("prior"),
+    task: Annotated[str, typer.Option(help="denoiser; or unet or varnet, for the method of that name.")] = "denoiser",
+    mask: Annotated[str | None, typer.Option(help="For unet and varnet: the pattern of lines [random].")] = None,
+    accelerations: Annotated[str | None, typer.Option(help="For unet and varnet: which [4,8].")] = None,
     minutes: Annotated[float, typer.Option(help="Training time, over all calls together.")] = 60.0,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps, if that is sooner.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Patterns of file names to leave out.")] = None,
     validation: Annotated[list[str] | None, typer.Option(help="Patterns of file names to validate on.")] = None,
     name: Annotated[str, typer.Option(help="Of the prior.")] = "prior",
+    widths: Annotated[str | None, typer.Option(help="Channels at each resolution, such as 32,64,96.")] = None,
     start: Annotated[str | None, typer.Option(help="Prior to start from (fine-tuning): name or path.")] = None,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest.")] = 8e-4,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of the weights, the images and the noise.")] = 0,
 ) -> None:
-    """Train a prior on a folder of images; the same command continues an interrupted training."""
+    """Train a prior, or a network that reconstructs, on a folder of images; the same command continues it."""
     from .train import train as run
 
     card = run(
         folder,
         out=out,
+        task=task,
+        mask=mask,
+        accelerations=None if accelerations is None else parse_numbers("--accelerations", accelerations),
+        widths=None if widths is None else parse_whole("--widths", widths),
         minutes=minutes,
         steps=steps,
         exclude=exclude or (),
@@ -539,6 +542,19 @@ def parse_slices(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """FIRST:LAST as two numbers of degrees."""
+    from .errors import InputError
+
+    if text is None:
+        return None
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise InputError(f"--angular-range: expected FIRST:LAST in degrees such as 0:120, got {text!r}") from error
+    return first, last
+
+
 def parse_shape(text: str) -> tuple[int, int]:
     """Y,X as two numbers."""
     from .errors import InputError
@@ -570,6 +586,15 @@ def parse_numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{option}: expected numbers with commas between them, got {text!r}") from error
+
+
+def parse_whole(option: str, text: str) -> list[int]:
+    from .errors import InputError
+
+    numbers = parse_numbers(option, text)
+    if not all(number.is_integer() and number >= 1 for number in numbers):
+        raise InputError(f"{option}: expected whole numbers, at least 1, got {text!r}")
+    return [int(number) for number in numbers]
 
 
 def parse_levels(text: str) -> tuple[float, float]:

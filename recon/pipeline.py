@@ -15,9 +15,10 @@ from torch import Tensor
 
 from priors.denoiser import Denoiser
 from priors.generator import Generator
+from priors.supervised import Supervised
 
 from . import io
-from .apply import Images, apply_method
+from .apply import Images, apply_method, check_prior
 from .calibrated import Calibration, load_calibration
 from .calibration import inflate
 from .checks import SAMPLES, Check, check_data_fit
@@ -47,7 +48,7 @@ def reconstruct(
     mask_options: dict[str, Any] | None = None,
     slices: tuple[int, int] | None = None,
     samples: int | None = None,
-    prior: str | Denoiser | Generator | None = None,
+    prior: str | Denoiser | Generator | Supervised | None = None,
     steps: int | None = None,
     seed: int = 0,
     coils: int | None = None,
@@ -70,8 +71,8 @@ def reconstruct(
     Parameters
     ----------
     scan : a scan, or the file of one (see recon.io.load).
-    method ... calibrated : see recon.settings.Settings. `prior` may also be a denoiser or generator
-        of your own.
+    method ... calibrated : see recon.settings.Settings. `prior` may also be a denoiser, generator or
+        supervised network of your own.
     out : folder for the results. What an interrupted run had finished is kept there, and the same call continues it,
         if the scan is a file and the prior has a card: nothing else tells one in memory from another.
     overwrite : replace results that are there.
@@ -153,7 +154,7 @@ class _Run:
 
     scan: Scan
     settings: Settings
-    prior: Denoiser | Generator | None
+    prior: Denoiser | Generator | Supervised | None
     calibration: Calibration | None
     parts: PartialResults
     progress: Progress | None
@@ -262,8 +263,8 @@ class _Run:
 
 
 def load_prior(
-    prior: str | Denoiser | Generator | None, settings: Settings
-) -> tuple[Denoiser | Generator | None, dict[str, Any] | None]:
+    prior: str | Denoiser | Generator | Supervised | None, settings: Settings
+) -> tuple[Denoiser | Generator | Supervised | None, dict[str, Any] | None]:
     """The prior that the method needs, a denoiser within a memory budget, and its card if it has one."""
     if prior is None:
         return None, None
@@ -275,7 +276,10 @@ def load_prior(
         raise MissingFileError(str(error)) from error
     except ValueError as error:
         raise InputError(str(error)) from error
+    check_prior(settings.method, loaded)
     card = getattr(loaded, "card", None)
+    if isinstance(loaded, Supervised):
+        return loaded, card
     if isinstance(loaded, Generator):
         if settings.precision != "float32":
             raise InputError("precision: this prior is a generator, which computes as it is; leave it out")

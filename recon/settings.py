@@ -12,7 +12,7 @@ import torch
 from operators.masks import mask_function
 
 from .errors import InputError
-from .methods import SCHEDULES, check_options, inputs_of, method_named, takes_prior
+from .methods import SCHEDULES, check_options, inputs_of, method_named, own_prior, takes_prior
 from .records import tuned_options
 
 
@@ -27,7 +27,7 @@ class Settings:
     acceleration, mask_options : of the mask (4 if None); its keywords, such as calibration or offset.
     slices : first and last (exclusive), None for all.
     samples : for methods that draw samples; 8 if None.
-    prior : for methods that use one; "brain" if None.
+    prior : for methods that use one; if None "brain", or for a network's method its own: "brain-varnet".
     steps : of the noise schedule, for methods that have one; None for the method's own.
     seed : of the mask and of the samples.
     coils : virtual coils to compress to, None for all.
@@ -103,7 +103,7 @@ class Settings:
             options=options,
             acceleration=4.0 if self.mask is not None and self.acceleration is None else self.acceleration,
             samples=8 if draws and self.samples is None else self.samples,
-            prior=prior if has_prior and self.prior is None else self.prior,
+            prior=own_prior(self.method, prior) if has_prior and self.prior is None else self.prior,
         )
 
     def _check_ranges(self) -> None:

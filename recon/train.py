@@ -1,11 +1,11 @@
-"""`recon train`: a denoiser from a folder of scans."""
+"""`recon train`: a prior from a folder of scans, a denoiser or a network that reconstructs directly."""
 
 import fnmatch
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,18 @@ from recon.io.atomic import writing
 from recon.training_images import TrainingImages, Volume
 
 if TYPE_CHECKING:
-    from priors import EDM
+    from priors import EDM, Supervised
+    from priors.train import Examples, Objective, TrainConfig
 
 
 def train(
     folder: Path,
     *,
     out: Path,
+    task: str = "denoiser",
+    mask: str | None = None,
+    accelerations: Sequence[float] | None = None,
+    widths: Sequence[int] | None = None,
     minutes: float = 60.0,
     steps: int | None = None,
     exclude: Sequence[str] = (),
@@ -33,7 +38,7 @@ def train(
     device: str = "cpu",
     seed: int = 0,
 ) -> Path:
-    """Train a complex-image denoiser on a folder of fastMRI files, NIfTI, DICOM or FreeSurfer label maps.
+    """Train a prior for complex images on a folder of fastMRI files, NIfTI, DICOM or FreeSurfer label maps.
 
     The same command continues where an earlier one was stopped. The best prior so far lies in `out` from the first
     validation on (after 12 minutes).
@@ -42,13 +47,16 @@ def train(
     ----------
     folder : of scans, searched with its subfolders.
     out : of checkpoints and of the prior, `name`.safetensors with its card `name`.json.
+    task : "denoiser"; or "unet" or "varnet", a network for the method of that name.
+    mask, accelerations : of unet and varnet: the pattern of lines, and what to choose from; random, 4 and 8 if None.
+    widths : channels of a new U-Net at each resolution; None: those of `priors.networks.UNet`, or of the task.
     minutes : of training, over all calls together; while the process is stopped, time does not count.
     steps : stop after so many steps, if that is sooner.
     exclude : patterns of file names to leave out.
     validation : patterns of file names to validate on; if none, the last volume.
     label_share : share of training images that are drawn from label maps, where there are both.
     name : of the prior.
-    start : prior to start from, by its name or path (fine-tuning); None: random weights.
+    start : prior to start from, by its name or path (fine-tuning), for varnet also a denoiser; None: random weights.
     learning_rate : of AdamW at its highest.
     card : JSON file with what the card shall say besides: licences, intended use.
     device : to train on.
@@ -61,14 +69,13 @@ def train(
     Raises
     ------
     ReconError
-        If there is nothing to train on, an argument is out of range, the prior to start from is unknown or not complex
-        2-D, the checkpoint is of another network, or `out` cannot be written; NonFiniteError if the loss is not finite.
+        If there is nothing to train on, an argument is out of range or has no effect, the prior to start from is
+        unknown or of another kind, the checkpoint is of another network, or `out` cannot be written; NonFiniteError if
+        the loss is not finite.
     """
     import torch
 
-    from priors import EDM, save
-    from priors.networks import UNet
-    from priors.train import TrainConfig
+    from priors import EDM, Supervised, save
     from priors.train import train as optimise
 
     from .methods.diffusion import NonFiniteError
@@ -78,44 +85,53 @@ def train(
         raise InputError(f"expected training of more than 0 minutes and steps, got {minutes:g} minutes, {steps} steps")
     if not 0 < learning_rate < math.inf:
         raise InputError(f"expected a learning rate above 0, got {learning_rate:g}")
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    if task == "denoiser" and not (mask is None and accelerations is None):
+        raise InputError("mask, accelerations: a denoiser learns from images alone; leave them out, or train a varnet")
+    if start is not None and widths is not None:
+        raise InputError("widths: those of the prior to start from are kept; leave them out")
+    shape: dict[str, Any] = {} if widths is None else {"widths": tuple(widths)}
     Settings(device=device, seed=seed).resolved()
-    first = None if start is None else load_start(start)
+    first = None if start is None else load_start(start, task)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     training, held_out = split(read(folder, exclude), validation)
     print(f"training on {', '.join(sorted(training))}; validating on {', '.join(sorted(held_out))}")
-    images = TrainingImages(weighted(training, label_share), seed=seed)
-    tuning = TrainingImages(weighted(held_out, label_share), seed=seed + 1)
+    loop: dict[str, Any] = {
+        "minutes": minutes,
+        "steps": math.inf if steps is None else steps,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "shards": torch.get_num_threads() if device == "cpu" else 1,
+    }
+    volumes = weighted(training, label_share), weighted(held_out, label_share)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights are drawn from the global stream, which is put back
-        network = (UNet() if first is None else first.network).to(device)
-    shards = torch.get_num_threads() if device == "cpu" else 1
-    config = TrainConfig(
-        minutes=minutes,
-        steps=math.inf if steps is None else steps,
-        learning_rate=learning_rate,
-        seed=seed,
-        shards=shards,
-        **({} if first is None else {k: first.card["noise"][k] for k in ("sigma_min", "sigma_max", "sigma_data")}),
-    )
+        if task == "denoiser":
+            work = denoising(volumes, loop, first, shape=shape, device=device)
+        else:
+            data = {"mask": mask or "random", "accelerations": tuple(accelerations or (4.0, 8.0))}
+            work = supervision(volumes, loop, first, shape=shape, task=task, data=data, device=device)
+    config, shards = work.config, work.config.shards
     notes = json.loads(card.read_text()) if card is not None else {}
     described = out / f"{name}.json"
 
-    def export(denoiser: EDM, record: dict[str, Any]) -> None:
-        recipe = {**finite(asdict(config)), "files": sorted(training), "validation": sorted(held_out)}
+    def export(model: EDM | Supervised, record: dict[str, Any]) -> None:
+        recipe = {**work.recipe, **finite(asdict(config)), "files": sorted(training), "validation": sorted(held_out)}
         if first is not None:
             recipe["start"] = {key: first.card.get(key) for key in ("name", "sha256")}
-        facts = {"intensity": INTENSITY, "recipe": recipe, "training": record, **notes}
-        save(denoiser, described, card=facts, dtype=torch.float16)
+        facts = {"intensity": INTENSITY, **work.facts, "recipe": recipe, "training": record, **notes}
+        save(model, described, card=facts, dtype=torch.float16)
 
     try:
         with writing(out), progress_bar() as report, single_threaded(shards):
             optimise(
-                network,
-                images,
+                work.objective,
+                work.examples,
                 config,
                 folder=out,
-                validation=[tuning[i] for i in range(VALIDATION_IMAGES)],
+                validation=[work.tuning[i] for i in range(VALIDATION_IMAGES)],
                 on_export=export,
                 progress=report,
             )
@@ -128,18 +144,91 @@ def train(
     return described
 
 
+TASKS = ("denoiser", "unet", "varnet")
 VALIDATION_IMAGES = 8
 INTENSITY = "complex images; the 99th percentile of the magnitude, over the image, is near 1 (0.7 to 1.45 in training)"
 
 
-def load_start(name_or_path: str | Path) -> "EDM":
-    """The prior to fine-tune, its weights ready for training."""
-    from priors import load
+@dataclass(frozen=True)
+class Work:
+    """A task: what is trained on which examples, how, and what the card says of it.
+
+    Parameters
+    ----------
+    objective, examples, config : as of priors.train.train.
+    tuning : examples to validate on.
+    recipe, facts : for the card.
+    """
+
+    objective: "Objective"
+    examples: "Examples"
+    tuning: "Examples"
+    config: "TrainConfig"
+    recipe: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def denoising(
+    volumes: tuple[list[Volume], list[Volume]], loop: dict[str, Any], first: Any, *, shape: dict[str, Any], device: str
+) -> Work:
+    """A denoiser of complex images; `volumes` are to train and to validate on, `first` is the prior to start from."""
+    from priors.denoising import Denoising, DenoisingConfig
+    from priors.networks import UNet
+
+    noise = {} if first is None else {k: first.card["noise"][k] for k in ("sigma_min", "sigma_max", "sigma_data")}
+    config = DenoisingConfig(**loop, **noise)
+    network = (new(UNet, shape) if first is None else first.network).to(device)
+    images, tuning = (TrainingImages(v, seed=config.seed + i) for i, v in enumerate(volumes))
+    return Work(Denoising(network, config), images, tuning, config)
+
+
+def supervision(
+    volumes: tuple[list[Volume], list[Volume]],
+    loop: dict[str, Any],
+    first: Any,
+    *,
+    shape: dict[str, Any],
+    task: str,
+    data: dict[str, Any],
+    device: str,
+) -> Work:
+    """A network that reconstructs, by simulated scans of the same images under the mask and accelerations of `data`."""
+    from priors import PostProcessing, VarNet
+    from priors.train import TrainConfig
+
+    from .training_scans import FACTS, Supervision, TrainingScans
+
+    config = TrainConfig(**loop, images_per_step=2, warmup=30)
+    scans, tuning = (
+        TrainingScans(TrainingImages(v, shape=(256, 256), seed=config.seed + i), **data, seed=config.seed + i)
+        for i, v in enumerate(volumes)
+    )
+    kind = {"unet": PostProcessing, "varnet": VarNet}[task]
+    network = (new(kind, shape) if first is None else first).to(device)
+    return Work(Supervision(network), scans, tuning, config, recipe={"task": task, **data}, facts=FACTS)
+
+
+def new(kind: Callable[..., Any], shape: dict[str, Any]) -> Any:
+    try:
+        return kind(**shape)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def load_start(name_or_path: str | Path, task: str) -> "EDM | Supervised":
+    """The prior to fine-tune, its weights ready for training; a denoiser is unrolled where that is the task."""
+    from priors import EDM, Supervised, VarNet, load
 
     try:
         prior = load(name_or_path)
     except (FileNotFoundError, ValueError) as error:
         raise InputError(f"--start: {error}") from error
+    if task == "varnet" and isinstance(prior, EDM) and prior.is_complex:
+        card, prior = prior.card, VarNet.unrolled(prior)
+        prior.card = card
+    kind = prior.task if isinstance(prior, Supervised) else "denoiser"
+    if kind != task:
+        raise InputError(f"--start: expected a prior for the task {task}, got one for {kind}")
     if not (prior.is_complex and prior.ndim == 2):
         kind = f"{prior.ndim}-D {'complex' if prior.is_complex else 'real'}"
         raise InputError(f"--start: expected a prior of complex 2-D images, got one of {kind} images")

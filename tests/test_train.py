@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from priors.denoising import Denoising, DenoisingConfig, crops, denoising_error, draw_sigmas, edm, edm_loss
 from priors.networks import UNet
-from priors.train import TrainConfig, crops, denoising_error, draw_sigmas, edm, power, schedule, train
+from priors.train import TrainConfig, power, schedule
+from priors.train import train as optimise
 
 TINY = {"crop": 16, "images_per_step": 2, "workers": 0, "warmup": 2, "bf16": False}
 
@@ -33,8 +35,12 @@ def network() -> UNet:
     return UNet(widths=(8, 16), blocks=(1, 1), features=8)
 
 
-def config(**changes) -> TrainConfig:
-    return TrainConfig(**TINY | {"steps": 8} | changes)
+def config(**changes) -> DenoisingConfig:
+    return DenoisingConfig(**TINY | {"steps": 8} | changes)
+
+
+def train(network, images, settings, **arguments):
+    return optimise(Denoising(network, settings), images, settings, **arguments)
 
 
 def weights(trained) -> Tensor:
@@ -188,8 +194,6 @@ def test_no_global_random_state_is_touched(tmp_path: Path) -> None:
 
 def test_edm_weights_make_the_loss_one_for_an_ideal_start() -> None:
     """c_out^2 lambda = 1: with F = 0, a loss of E|x0 c_out^-1 (1 - c_skip) - ...|^2 = 2 for images of sigma_data."""
-    from priors.train import edm_loss
-
     settings = config()
     rng = torch.Generator().manual_seed(0)
     x0, noise = (torch.view_as_complex(torch.randn(64, 16, 16, 2, generator=rng)) for _ in range(2))

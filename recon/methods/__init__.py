@@ -1,7 +1,7 @@
 """Every method by its name. A method is a function: it is given what its parameters name, and its keywords are options.
 
-What a parameter may name: `likelihood`, `scan` (prepared), `denoiser` or `generator` (made of the prior), `sigmas`
-(noise levels), `rng` (random streams).
+What a parameter may name: `likelihood`, `scan` (prepared), `denoiser` or `generator` (made of the prior), `network`
+(a prior that was trained for this very method), `sigmas` (noise levels), `rng` (random streams).
 Classical methods return one image, samplers (those with `rng`) one image for each sample.
 """
 
@@ -36,6 +36,7 @@ from .score_ald import ald_levels, ald_published_levels, score_ald, score_ald_pu
 from .score_mri import score_mri, score_mri_hard, score_mri_hybrid, ve_levels
 from .song import song, song_hard
 from .split_gibbs import couplings, split_gibbs
+from .supervised import unet, varnet
 from .zero_filled import root_sum_of_squares, zero_filled
 
 
@@ -99,6 +100,8 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "score-mri-hybrid": score_mri_hybrid,
     "song": song,
     "song-published": preset(song_hard, "Song et al. 2022 as published for MRI: projections, 1000 levels.", snr=0.517),
+    "unet": unet,
+    "varnet": varnet,
 }
 
 SCHEDULES: dict[str, Callable[[Gaussian, Denoiser, int | None], Tensor]] = {
@@ -217,7 +220,7 @@ CAVEATS["ddrm"] = (
 )
 """What a user must know of the spread of a sampler's draws (see benchmarks/results/oracle.md)."""
 
-INPUTS = ("likelihood", "scan", "denoiser", "generator", "sigmas", "rng")
+INPUTS = ("likelihood", "scan", "denoiser", "generator", "network", "sigmas", "rng")
 
 
 def method_named(name: str) -> Callable[..., Tensor]:
@@ -245,8 +248,13 @@ def scan_of(method: Callable[..., Tensor]) -> str | None:
 
 
 def takes_prior(method: Callable[..., Tensor]) -> bool:
-    """Whether a method uses a prior, as its denoiser or its generator; it need not draw samples."""
-    return not {"denoiser", "generator"}.isdisjoint(inputs_of(method))
+    """Whether a method uses a prior, as its denoiser, generator or network; it need not draw samples."""
+    return not {"denoiser", "generator", "network"}.isdisjoint(inputs_of(method))
+
+
+def own_prior(name: str, base: str) -> str:
+    """The embedded prior that a method uses if no other is asked for, where `base` is the denoiser of the modality."""
+    return f"{base}-{name}" if "network" in inputs_of(method_named(name)) else base
 
 
 def options_of(method: Callable[..., Tensor]) -> dict[str, Any]:

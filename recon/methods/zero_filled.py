@@ -27,10 +27,21 @@ def zero_filled(likelihood: Gaussian) -> Tensor:
     InputError
         If the operator is not SENSE.
     """
+    return combination(likelihood) * likelihood.backprojection
+
+
+def combination(likelihood: Gaussian) -> Tensor:
+    """(S^H S)^-1, real (slice, set, y, x); 0 outside the maps.
+
+    Raises
+    ------
+    InputError
+        If the operator is not SENSE.
+    """
     if not isinstance(likelihood.A, Sense):
         raise InputError(f"zero-filled needs a SENSE operator, got {type(likelihood.A).__name__}")
     energy = likelihood.A.sens_maps.abs().square().sum(-likelihood.A.mask.ndim - 1)
-    return torch.where(energy > 0, likelihood.backprojection / energy.where(energy > 0, 1.0), 0)
+    return torch.where(energy > 0, 1 / energy.where(energy > 0, 1.0), 0.0)
 
 
 def root_sum_of_squares(scan: PreparedMRI) -> Tensor:
