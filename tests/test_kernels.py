@@ -244,9 +244,19 @@ def test_kernels_for_another_processor_are_left_alone(monkeypatch: pytest.Monkey
         assert libraries.load("cpu") is None
 
 
+def test_nvcc_is_found_beside_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "bin" / "nvcc"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert libraries._nvcc() == str(compiler)
+
+
 @pytest.mark.usefixtures("fresh")
 def test_without_nvcc_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     with pytest.warns(UserWarning, match="cuda run in plain torch.*install the CUDA toolkit"):
         assert libraries.load("cuda") is None
     with pytest.warns(UserWarning, match="compiled kernels for cpu and cuda only"):
@@ -310,7 +320,7 @@ def test_threads_of_the_gpu_add_up_to_plain_torch(harness: ctypes.CDLL, geometry
 
 
 def test_cuda_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = shutil.which("nvcc")
+    compiler = libraries._nvcc()
     if compiler is None:
         pytest.skip("nvcc is not installed: cuda.cu was not compiled")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

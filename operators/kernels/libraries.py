@@ -90,9 +90,9 @@ def _load_cpu() -> CPU | str:
 
 
 def _load_cuda() -> CUDA | str:
-    compiler = shutil.which("nvcc")
+    compiler = _nvcc()
     if compiler is None:
-        return "nvcc was not found; install the CUDA toolkit"
+        return "nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is"
     try:
         return CUDA(_compile(compiler, "sm_{}{}".format(*torch.cuda.get_device_capability())))
     except (OSError, subprocess.CalledProcessError) as error:
@@ -102,6 +102,12 @@ def _load_cuda() -> CUDA | str:
 
 def _load_other() -> str:
     return "there are compiled kernels for cpu and cuda only"
+
+
+def _nvcc() -> str | None:
+    """The one on the path, else where the CUDA toolkit installs itself, which is often not on it."""
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    return shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
 
 
 def _compile(compiler: str, architecture: str) -> Path:
