@@ -191,9 +191,14 @@ def demo(
 
 @app.command()
 def train(
-    folder: Annotated[Path, typer.Argument(help="Of fastMRI files, NIfTI, DICOM or label maps.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Of fastMRI files, NIfTI, DICOM or label maps; none for discs-ct.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the prior.")] = Path("prior"),
     task: Annotated[str, typer.Option(help="denoiser; or unet or varnet, for the method of that name.")] = "denoiser",
+    images: Annotated[
+        str, typer.Option(help="mri; head-ct, renderings of label maps; or discs-ct, synthetic discs with holes.")
+    ] = "mri",
     mask: Annotated[str | None, typer.Option(help="For unet and varnet: the pattern of lines [random].")] = None,
     accelerations: Annotated[str | None, typer.Option(help="For unet and varnet: which [4,8].")] = None,
     minutes: Annotated[float, typer.Option(help="Training time, over all calls together.")] = 60.0,
@@ -207,13 +212,14 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of the weights, the images and the noise.")] = 0,
 ) -> None:
-    """Train a prior, or a network that reconstructs, on a folder of images; the same command continues it."""
+    """Train a prior, or a network that reconstructs, on a folder's images or synthetic ones; again to continue."""
     from .train import train as run
 
     card = run(
         folder,
         out=out,
         task=task,
+        images=images,
         mask=mask,
         accelerations=None if accelerations is None else parse_numbers("--accelerations", accelerations),
         widths=None if widths is None else parse_whole("--widths", widths),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recon.errors import InputError, ReconError
 from recon.io.atomic import writing
 from recon.training_images import TrainingImages, Volume
+from recon.training_kinds import KINDS, Kind
 
 if TYPE_CHECKING:
     from priors import EDM, Supervised
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    folder: Path,
+    folder: Path | None,
     *,
     out: Path,
     task: str = "denoiser",
+    images: str = "mri",
     mask: str | None = None,
     accelerations: Sequence[float] | None = None,
     widths: Sequence[int] | None = None,
@@ -38,16 +40,18 @@ def train(
     device: str = "cpu",
     seed: int = 0,
 ) -> Path:
-    """Train a prior for complex images on a folder of fastMRI files, NIfTI, DICOM or FreeSurfer label maps.
+    """Train a prior on a folder of fastMRI files, NIfTI, DICOM or FreeSurfer label maps, or on synthetic images.
 
     The same command continues where an earlier one was stopped. The best prior so far lies in `out` from the first
     validation on (after 12 minutes).
 
     Parameters
     ----------
-    folder : of scans, searched with its subfolders.
+    folder : of scans, searched with its subfolders; None for synthetic images.
     out : of checkpoints and of the prior, `name`.safetensors with its card `name`.json.
     task : "denoiser"; or "unet" or "varnet", a network for the method of that name.
+    images : "mri", complex images of the folder's scans; or, for a denoiser of real ones, "head-ct", CT-like
+        renderings of the folder's label maps, or "discs-ct", synthetic discs with holes.
     mask, accelerations : of unet and varnet: the pattern of lines, and what to choose from; random, 4 and 8 if None.
     widths : channels of a new U-Net at each resolution; None: those of `priors.networks.UNet`, or of the task.
     minutes : of training, over all calls together; while the process is stopped, time does not count.
@@ -92,12 +96,22 @@ def train(
     if start is not None and widths is not None:
         raise InputError("widths: those of the prior to start from are kept; leave them out")
     shape: dict[str, Any] = {} if widths is None else {"widths": tuple(widths)}
+    if images not in KINDS:
+        raise InputError(f"unknown images {images!r}; expected one of {', '.join(KINDS)}")
+    kind = KINDS[images]
+    if task != "denoiser" and images != "mri":
+        raise InputError(f"task {task} is for images of mri, got {images}; train a denoiser of these")
+    if kind.is_synthetic and (folder is not None or exclude or validation):
+        raise InputError(f"images {images} are synthetic: leave out folder, exclude and validation")
+    if folder is None and not kind.is_synthetic:
+        raise InputError(f"images {images} are made of scans: give the folder")
     Settings(device=device, seed=seed).resolved()
-    first = None if start is None else load_start(start, task)
+    first = None if start is None else load_start(start, task, is_complex=kind.is_complex)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    training, held_out = split(read(folder, exclude), validation)
-    print(f"training on {', '.join(sorted(training))}; validating on {', '.join(sorted(held_out))}")
+    training, held_out = split(read(folder, exclude), validation) if folder is not None else ({}, {})
+    if training:
+        print(f"training on {', '.join(sorted(training))}; validating on {', '.join(sorted(held_out))}")
     loop: dict[str, Any] = {
         "minutes": minutes,
         "steps": math.inf if steps is None else steps,
@@ -109,7 +123,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the initial weights are drawn from the global stream, which is put back
         if task == "denoiser":
-            work = denoising(volumes, loop, first, shape=shape, device=device)
+            work = denoising(volumes, loop, first, kind=kind, shape=shape, device=device)
         else:
             data = {"mask": mask or "random", "accelerations": tuple(accelerations or (4.0, 8.0))}
             work = supervision(volumes, loop, first, shape=shape, task=task, data=data, device=device)
@@ -118,10 +132,16 @@ def train(
     described = out / f"{name}.json"
 
     def export(model: EDM | Supervised, record: dict[str, Any]) -> None:
-        recipe = {**work.recipe, **finite(asdict(config)), "files": sorted(training), "validation": sorted(held_out)}
+        recipe = {
+            "images": images,
+            **work.recipe,
+            **finite(asdict(config)),
+            "files": sorted(training),
+            "validation": sorted(held_out),
+        }
         if first is not None:
             recipe["start"] = {key: first.card.get(key) for key in ("name", "sha256")}
-        facts = {"intensity": INTENSITY, **work.facts, "recipe": recipe, "training": record, **notes}
+        facts = {**kind.facts, **work.facts, "recipe": recipe, "training": record, **notes}
         save(model, described, card=facts, dtype=torch.float16)
 
     try:
@@ -146,7 +166,6 @@ def train(
 
 TASKS = ("denoiser", "unet", "varnet")
 VALIDATION_IMAGES = 8
-INTENSITY = "complex images; the 99th percentile of the magnitude, over the image, is near 1 (0.7 to 1.45 in training)"
 
 
 @dataclass(frozen=True)
@@ -169,16 +188,23 @@ class Work:
 
 
 def denoising(
-    volumes: tuple[list[Volume], list[Volume]], loop: dict[str, Any], first: Any, *, shape: dict[str, Any], device: str
+    volumes: tuple[list[Volume], list[Volume]],
+    loop: dict[str, Any],
+    first: Any,
+    *,
+    kind: Kind,
+    shape: dict[str, Any],
+    device: str,
 ) -> Work:
-    """A denoiser of complex images; `volumes` are to train and to validate on, `first` is the prior to start from."""
+    """A denoiser; `volumes` are to train and to validate on, `first` is the prior to start from."""
     from priors.denoising import Denoising, DenoisingConfig
     from priors.networks import UNet
 
     noise = {} if first is None else {k: first.card["noise"][k] for k in ("sigma_min", "sigma_max", "sigma_data")}
-    config = DenoisingConfig(**loop, **noise)
-    network = (new(UNet, shape) if first is None else first.network).to(device)
-    images, tuning = (TrainingImages(v, seed=config.seed + i) for i, v in enumerate(volumes))
+    config = DenoisingConfig(**kind.batch | noise, **loop)
+    arguments = {"is_complex": kind.is_complex, **kind.network, **shape}
+    network = (new(UNet, arguments) if first is None else first.network).to(device)
+    images, tuning = (kind.images(v, config.seed + i) for i, v in enumerate(volumes))
     return Work(Denoising(network, config), images, tuning, config)
 
 
@@ -215,7 +241,7 @@ def new(kind: Callable[..., Any], shape: dict[str, Any]) -> Any:
         raise InputError(str(error)) from error
 
 
-def load_start(name_or_path: str | Path, task: str) -> "EDM | Supervised":
+def load_start(name_or_path: str | Path, task: str, *, is_complex: bool = True) -> "EDM | Supervised":
     """The prior to fine-tune, its weights ready for training; a denoiser is unrolled where that is the task."""
     from priors import EDM, Supervised, VarNet, load
 
@@ -229,9 +255,11 @@ def load_start(name_or_path: str | Path, task: str) -> "EDM | Supervised":
     kind = prior.task if isinstance(prior, Supervised) else "denoiser"
     if kind != task:
         raise InputError(f"--start: expected a prior for the task {task}, got one for {kind}")
-    if not (prior.is_complex and prior.ndim == 2):
-        kind = f"{prior.ndim}-D {'complex' if prior.is_complex else 'real'}"
-        raise InputError(f"--start: expected a prior of complex 2-D images, got one of {kind} images")
+    if (prior.is_complex, prior.ndim) != (is_complex, 2):
+        expected, got = (
+            f"{'complex' if c else 'real'} {n}-D" for c, n in ((is_complex, 2), (prior.is_complex, prior.ndim))
+        )
+        raise InputError(f"--start: expected a prior of {expected} images, got one of {got} images")
     return prior.train().requires_grad_(True)
 
 

@@ -177,7 +177,7 @@ def ct_numbers(shape: tuple[int, int], pixel: float, rng: Rng) -> Tensor:
 def lesion(hu: Tensor, pixel: float, rng: Rng) -> None:
     """Blood, infarct or calcification in the brain: an ellipse with an uneven border."""
     change, low, high = ((35.0, 3.0, 25.0), (-14.0, 4.0, 30.0), (200.0, 1.0, 4.0))[rng.choice(3)]
-    shape = tuple(hu.shape[1:])
+    shape = hu.shape[1], hu.shape[2]
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
     cy, cx = (rng.uniform(0, n) for n in shape)
     radii = rng.uniform(low, high) * np.exp(rng.normal(0, 0.25, 2)) / pixel
