@@ -46,8 +46,8 @@ def line_integrals(
     ----------
     counts : (slice, view, bin).
     flats, darks : (frame, slice, bin) counts without object, and without beam (none: 0).
-    least : the smallest count that is believed; by default one count, or 1/10,000 of the median flat where one count
-        is more than that (transmissions between 0 and 1).
+    least : the smallest count that is believed; by default one count, or 1/10,000 of the median flat where that is
+        below 100 (transmissions between 0 and 1).
 
     Raises
     ------
@@ -68,7 +68,8 @@ def line_integrals(
     if not bool(alive.any(-1).all()):
         raise InputError("flats: expected counts above the darks, got none in some slice; are flats and darks swapped?")
     if least is None:
-        least = min(1.0, 1e-4 * float(blank[alive].median()))
+        usual = float(blank[alive].median())
+        least = 1.0 if usual >= 100 else 1e-4 * usual
     if not 0 < least < math.inf:
         raise InputError(f"least: expected a positive number of counts, got {least}")
     alive &= blank > least
@@ -267,16 +268,17 @@ def _best_centre(cross: Tensor, bins: int) -> float:
 # -- Rings ------------------------------------------------------------------------------------------------------------
 
 
-def remove_rings(sinogram: Tensor, *, size: int = 21) -> Tensor:
+def remove_rings(sinogram: Tensor, *, size: int = 11) -> Tensor:
     """Take out stripes that stay in one bin through the views, and would be rings in the image.
 
     The values of each bin are sorted; bins next to each other, which see about the same object, then differ row by row
-    by their response alone. A running median over the bins evens that out, and every value goes back to its view.
+    by their response alone. A running median over the bins evens that out, and every value goes back to its view. It
+    rounds what the object itself has finer than the median: 0.1 to 0.7 % of the largest value for 5 to 21 of 320 bins.
 
     Parameters
     ----------
     sinogram : (..., view, bin) line integrals.
-    size : odd number of bins of the median; stripes wider than half of it stay.
+    size : odd number of bins of the median; stripes up to half of it go.
 
     Raises
     ------

@@ -192,7 +192,12 @@ def stack(slices: Sequence[Any], *, name: str, gaps: bool = False) -> CTImages:
 
 def hounsfield(dataset: Any) -> np.ndarray:
     """(y, x) float32 HU; what the file calls padding is air, -1000."""
-    stored = dataset.pixel_array
+    try:
+        stored = dataset.pixel_array
+    except Exception as error:  # whatever broken or compressed pixels lead pydicom to
+        raise InputError(
+            f"instance {dataset.get('InstanceNumber')}: expected whole pixels, came some that cannot be read ({error})"
+        ) from error
     hu = stored.astype(np.float32) * np.float32(dataset.get("RescaleSlope", 1)) + np.float32(
         dataset.get("RescaleIntercept", 0)
     )

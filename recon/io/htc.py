@@ -64,19 +64,16 @@ def read(path: Path) -> CTScan:
 
     if (unit := str(parameters.get("distanceUnit", "mm"))) != "mm":
         raise InputError(f"{path.name}: expected distances in mm, came {unit}; convert them")
-    number("numDetectorsPost")
     if "angles" not in parameters:
         raise InputError(f"{path.name}: expected angles among the parameters, came {', '.join(parameters)}")
     degrees = torch.as_tensor(np.asarray(parameters["angles"], float).ravel())
     sinogram = np.atleast_2d(np.asarray(data["sinogram"], np.float32))
-    # The challenge's angles turn the other way round than ours, with bins in the other order.
-    geometry = FanBeam(
-        torch.pi - torch.deg2rad(degrees),
-        int(number("numDetectorsPost")),
-        number("pixelSizePost"),
-        number("distanceSourceOrigin"),
-        number("distanceSourceDetector"),
-    )
+    bins, size = int(number("numDetectorsPost")), number("pixelSizePost")
+    distances = number("distanceSourceOrigin"), number("distanceSourceDetector")
+    try:  # the challenge's angles turn the other way round than ours, with bins in the other order
+        geometry = FanBeam(torch.pi - torch.deg2rad(degrees), bins, size, *distances)
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}") from error
     pixel = geometry.bin_size * geometry.source_to_axis / geometry.source_to_detector
     projections = torch.from_numpy(np.ascontiguousarray(sinogram[:, ::-1]))[None]
     notes = ["The rotation axis was taken to project onto the middle of the detector."]

@@ -34,7 +34,8 @@ class CheckedProjections:
         return tuple(self.source.shape)
 
     def __getitem__(self, index: slice, /) -> Tensor:
-        projections = torch.as_tensor(np.asarray(self.source[index], np.float32))
+        values = self.source[index]
+        projections = values.float() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, np.float32))
         bad = ~projections.isfinite().flatten(1).all(1)
         if bool(bad.any()):
             number = range(self.shape[0])[index][int(bad.nonzero()[0])]
@@ -139,19 +140,16 @@ def default_grid(geometry: Geometry) -> Grid:
         If the geometry is of another kind than parallel or fan, or the rotation axis is not in front of the detector.
     """
     if not isinstance(geometry, ParallelBeam | FanBeam):
-        raise InputError(
-            f"grid: expected the shape and pixel size of the image with {type(geometry).__name__}; give them"
-        )
+        raise InputError(f"grid: expected image_shape and pixel_size with {type(geometry).__name__}, came none")
     points, directions = (x[0] for x in geometry.rays())  # the first view; the others are turned
     lengths = directions.norm(dim=-1)
     distance = (directions[:, 0] * points[:, 1] - directions[:, 1] * points[:, 0]) / lengths  # of the axis from the ray
-    pixel = float((distance[-1] - distance[0]).abs()) / max(1, geometry.bins - 1)
-    if isinstance(geometry, FanBeam):
-        pixel = geometry.bin_size * geometry.source_to_axis / geometry.source_to_detector
+    magnification = geometry.source_to_detector / geometry.source_to_axis if isinstance(geometry, FanBeam) else 1.0
+    pixel = geometry.bin_size / magnification
     if not float(distance[0] * distance[-1]) < 0:
         raise InputError(
             "geometry: expected the rotation axis to project onto the detector, it misses it; check the offsets (mm)"
         )
     radius = float(distance[[0, -1]].abs().min())
-    size = max(1, 2 * math.ceil(radius / pixel))
+    size = max(1, 2 * math.ceil(radius / pixel - 1e-6))
     return Grid((size, size), pixel)
