@@ -11,7 +11,6 @@ from test_training_images import ball, write_nifti
 from torch import Tensor, nn
 
 import priors
-from operators.fourier import fftc
 from operators.linop import Matrix
 from operators.masks import MASKS, acceleration, readout_axes
 from operators.mri import sense
@@ -365,15 +364,3 @@ def test_on_disk(make: Any, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(InputError, match="checksum"):
         reconstruct(head((48, 40), coils=3), method=network.task, mask="random", acceleration=2.0, prior=str(card))
-
-
-def test_kspace_of_pairs_is_centred() -> None:
-    """Its origin is at n // 2, as that of scans."""
-    kspace, _, _, _ = scans(accelerations=(1.0,))[0]
-    energy = kspace.abs().square().sum(0)
-    assert (
-        energy.argmax() == SHAPE[0] // 2 * SHAPE[1] + SHAPE[1] // 2
-        or energy[SHAPE[0] // 2 - 1 : SHAPE[0] // 2 + 2, SHAPE[1] // 2 - 1 : SHAPE[1] // 2 + 2].sum()
-        > 0.2 * energy.sum()
-    )
-    assert fftc(torch.ones(SHAPE), (-2, -1)).abs().argmax() == SHAPE[0] // 2 * SHAPE[1] + SHAPE[1] // 2
