@@ -17,6 +17,7 @@ from operators.linop import Weighted
 from .errors import InputError
 from .likelihood import Gaussian
 from .mri import SliceArray
+from .projections import LineIntegrals, line_integrals, truncated_views
 
 
 @dataclass(frozen=True)
@@ -142,10 +143,10 @@ def noise_of(scan: CTScan) -> NoiseLevel:
     if (photons := known if scan.is_counts else scan.photons) is not None:
         return NoiseLevel(photons, f"noise: {photons:g} photons {'a count' if scan.is_counts else 'a bin'}, as given")
     middle = len(scan) // 2
-    line_integrals, signal, _ = _logarithm(scan[middle : middle + 1])
+    found = _logarithm(scan[middle : middle + 1])
     levels = {
-        "views": _difference_noise(line_integrals.mT, signal.mT, lag=1),
-        "bins": _difference_noise(line_integrals, signal, lag=2),
+        "views": _difference_noise(found.values.mT, found.signal.mT, lag=1),
+        "bins": _difference_noise(found.values, found.signal, lag=2),
     }
     along = min(levels, key=lambda name: levels[name])
     if not 0 < levels[along] < math.inf:
@@ -193,29 +194,29 @@ def prepare(scan: CTScan, *, noise: NoiseLevel | None = None) -> PreparedCT:
         If the detector ends before the object does.
     """
     noise = noise_of(scan) if noise is None else noise
-    line_integrals, signal, background = _logarithm(scan)
-    weights = noise.photons * signal
-    scale = mean_attenuation(line_integrals, scan.geometry) if scan.water is None else scan.water
-    notes = [noise.source, *scan.notes]
-    if cut := _truncation(line_integrals):
+    found = _logarithm(scan)
+    weights = noise.photons * found.signal
+    scale = mean_attenuation(found.values, scan.geometry) if scan.water is None else scan.water
+    notes = [noise.source, *scan.notes, *found.notes]
+    if cut := _truncation(found.values):
         warnings.warn(cut, stacklevel=2)
         notes.append(f"WARNING: {cut}")
-    blank = weights * torch.exp(line_integrals)
+    background = (noise.photons * found.background)[:, None].expand_as(weights)
     return PreparedCT(
-        line_integrals=line_integrals,
+        line_integrals=found.values,
         weights=weights,
         geometry=scan.geometry,
         grid=scan.grid,
         scale=scale,
-        counts=weights + noise.photons * background,
-        blank=blank,
-        background=noise.photons * background,
+        counts=weights + background,
+        blank=(noise.photons * found.blank)[:, None].expand_as(weights),
+        background=background,
         notes=tuple(notes),
     )
 
 
-def _logarithm(scan: CTScan) -> tuple[Tensor, Tensor, Tensor]:
-    """Line integrals, signal (see `NoiseLevel`) and background, all (slice, view, bin)."""
+def _logarithm(scan: CTScan) -> LineIntegrals:
+    """Line integrals with their signal, blank and background."""
     projections = torch.as_tensor(scan.projections[:]).to(torch.float32)
     try:
         scan.geometry.check(projections)
@@ -223,27 +224,13 @@ def _logarithm(scan: CTScan) -> tuple[Tensor, Tensor, Tensor]:
         raise InputError(str(error)) from error
     if not bool(projections.isfinite().all()):
         raise InputError("projections: expected finite values, got NaN or infinity; repair or mask them out")
-    if not scan.is_counts:
-        return projections, torch.exp(-projections), torch.zeros_like(projections)
-    blank, dark = blank_and_dark(scan)
-    signal = (projections - dark).clamp(min=0) * (blank > 0)
-    seen = torch.where(signal > 0, signal, 0.5)  # half a count where there is none; its weight is 0
-    return torch.where(blank > 0, torch.log(blank / seen), 0.0), signal, dark.expand_as(signal)
-
-
-def blank_and_dark(scan: CTScan) -> tuple[Tensor, Tensor]:
-    """Counts without object (less the dark ones), and without beam, (slice, 1, bin); means of their frames.
-
-    Raises
-    ------
-    InputError
-        If there are no flats.
-    """
-    if scan.flats is None:
-        raise InputError("projections: expected flats with counts, got none; give flats, or line integrals")
-    flat = scan.flats.float().mean(0)[:, None]
-    dark = torch.zeros_like(flat) if scan.darks is None else scan.darks.float().mean(0)[:, None]
-    return flat - dark, dark
+    if scan.is_counts:
+        if scan.flats is None:
+            raise InputError("projections: expected flats with counts, got none; give flats, or line integrals")
+        return line_integrals(projections, scan.flats, scan.darks)
+    blank = torch.ones_like(projections[:, 0])
+    none = torch.zeros_like(projections, dtype=torch.bool)
+    return LineIntegrals(projections, torch.exp(-projections), blank, torch.zeros_like(blank), none)
 
 
 # Below this part of the largest line integral a ray is taken to have missed the object.
@@ -294,11 +281,11 @@ def mean_attenuation(line_integrals: Tensor, geometry: Geometry) -> float:
 
 def _truncation(line_integrals: Tensor) -> str:
     """A warning if the object goes on beyond the detector, or nothing."""
-    ends = line_integrals[..., [0, -1]].abs() > 2 * _AIR * line_integrals.amax()
-    views = int(ends.any(-1).any(0).sum())
-    if not views:
+    bins = line_integrals.shape[-1]
+    cut = truncated_views(line_integrals, bins=max(1, min(8, bins // 8)), threshold=2 * _AIR).any(0)
+    if not bool(cut.any()):
         return ""
     return (
-        f"the detector ends before the object does in {views} of {line_integrals.shape[1]} views: the image is wrong "
-        "near its rim, and its values are shifted; use a wider detector"
+        f"the detector ends before the object does in {int(cut.sum())} of {len(cut)} views: the image is wrong near "
+        "its rim, and its values are shifted; use a wider detector"
     )

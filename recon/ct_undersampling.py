@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from operators.geometry import Geometry
 
-from .ct import CTScan, blank_and_dark, noise_of
+from .ct import CTScan
+from .ct_simulation import low_dose
 from .errors import InputError
 
 
@@ -36,16 +36,17 @@ def choose_views(
     Parameters
     ----------
     views : how many; None for all.
-    angular_range : first and last angle in degrees, both included; None for all. A range may pass 360.
+    angular_range : first and last angle in degrees, both included, counted from the first view in the direction of the
+        scan; None for all.
 
     Raises
     ------
     InputError
-        If there are not as many views, or the range reaches beyond the angles of the scan.
+        If there are not as many views, or the range reaches beyond the scan.
     """
     chosen = torch.arange(geometry.views)
     if angular_range is not None:
-        chosen = _within(torch.rad2deg(geometry.view_angles()), *angular_range)
+        chosen = _within(turned(geometry), *angular_range)
     if views is None:
         return chosen
     if not 1 <= views <= len(chosen):
@@ -57,23 +58,25 @@ def choose_views(
 _ROUNDING = 1e-6  # degrees
 
 
-def _within(angles: Tensor, first: float, last: float) -> Tensor:
-    """Indices of the angles (degrees, modulo 360) from first to last, which must be among them but for one step."""
-    if not 0 < last - first <= 360:
-        raise InputError(f"angular_range: expected FIRST < LAST within one turn, in degrees, got {first:g} to {last:g}")
-    from_first = torch.remainder(angles - first + _ROUNDING, 360) - _ROUNDING
-    chosen = (from_first <= last - first + _ROUNDING).nonzero().squeeze(1)
-    ordered = from_first.sort().values
-    steps = ordered.diff()
-    step = float(steps[steps > _ROUNDING].median()) if bool((steps > _ROUNDING).any()) else 360.0
-    inside = from_first[chosen].sort().values
-    gaps = torch.cat((inside[:1], inside.diff(), last - first - inside[-1:]))
-    if not len(chosen) or float(gaps.max()) > max(2 * step, _ROUNDING):
-        turned = angles.sort().values
-        low, high = (float(value) for value in (turned[0], turned[-1]))
+def turned(geometry: Geometry) -> Tensor:
+    """(views,) degrees from the first view, in the direction in which the scan turns; a full turn ends at 360."""
+    angles = torch.rad2deg(geometry.view_angles())
+    steps = torch.remainder(angles.diff() + 180, 360) - 180
+    forward = 1 if not len(steps) or float(steps.median()) >= 0 else -1
+    if bool((forward * steps > -_ROUNDING).all()):
+        return torch.cat((steps.new_zeros(1), (forward * steps).cumsum(0)))
+    return torch.remainder(forward * (angles - angles[0]) + _ROUNDING, 360) - _ROUNDING  # views in no order
+
+
+def _within(turned: Tensor, first: float, last: float) -> Tensor:
+    """Indices of the views from first to last; the range may go beyond all of them by the distance of two views."""
+    step = (turned.max() - turned.min()) / max(1, len(turned) - 1)
+    low, high = float(turned.min()), float(turned.max())
+    chosen = ((turned >= first - _ROUNDING) & (turned <= last + _ROUNDING)).nonzero().squeeze(1)
+    if first < low - _ROUNDING or last > high + float(step) + _ROUNDING or not len(chosen):
         raise InputError(
-            f"angular_range: the scan has no views in a part of {first:g} to {last:g} degrees; its {len(angles)} views "
-            f"lie from {low:g} to {high:g} (angles beyond half a turn count from -180)"
+            f"angular_range: expected degrees within {low:g} to {high:g}, which the views cover from the first on, got "
+            f"{first:g} to {last:g}"
         )
     return chosen
 
@@ -88,44 +91,9 @@ def undersample(scan: CTScan, part: Part, *, stream: tuple[int, ...]) -> CTScan:
     Raises
     ------
     InputError
-        If the dose is not a fraction, or the noise cannot be found.
+        If the noise cannot be found, which a lower dose is made with.
     """
-    projections = torch.as_tensor(scan.projections[:])[:, part.views.to("cpu")]
-    chosen = replace(scan, projections=projections, geometry=scan.geometry.select(part.views))
-    return chosen if part.dose == 1 else thin(chosen, part.dose, stream=stream)
-
-
-def thin(scan: CTScan, dose: float, *, stream: tuple[int, ...]) -> CTScan:
-    """The scan at a part of its dose: of every photon that was counted a coin decides, heads with probability `dose`.
-
-    Line integrals become the counts that they stand for, given the photons of a bin without object (`noise_of` where
-    the scan does not say), so that a part of their noise is kept and the rest is added: that of the lower dose.
-    Electronic noise is not added.
-
-    Raises
-    ------
-    InputError
-        If the dose is not between 0 and 1.
-    """
-    if not 0 < dose < 1:
-        raise InputError(f"dose: expected a fraction between 0 and 1, got {dose:g}")
-    noise = noise_of(scan)
-    projections = torch.as_tensor(scan.projections[:]).float()
-    if scan.is_counts:
-        blank, dark = blank_and_dark(scan)
-        photons, blank = noise.photons * (projections - dark), noise.photons * blank
-    else:
-        blank = torch.full_like(projections[:, :1], noise.photons)
-        photons = blank * torch.exp(-projections)
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((len(stream), *stream))))
-    counts = generator.binomial(photons.clamp(min=0).round().cpu().numpy().astype(np.int64), dose)
-    return replace(
-        scan,
-        projections=torch.from_numpy(counts).to(projections),
-        is_counts=True,
-        flats=dose * blank.movedim(1, 0),
-        darks=None,
-        gain=1.0,
-        photons=None,
-        notes=(*scan.notes, f"{dose:g} of the dose, simulated; before, {noise.source}"),
-    )
+    projections = torch.as_tensor(scan.projections[:])
+    views = part.views.to(projections.device)
+    chosen = replace(scan, projections=projections[:, views], geometry=scan.geometry.select(part.views))
+    return chosen if part.dose == 1 else low_dose(chosen, part.dose, seed=stream)

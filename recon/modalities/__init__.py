@@ -62,6 +62,10 @@ class Modality(Protocol):
         """All that could be measured over what is given."""
         ...
 
+    def info(self, scan: Any) -> dict[str, str]:
+        """What `recon info` says."""
+        ...
+
     def noise(self, scan: Any) -> Any:
         """Of the middle slice."""
         ...

@@ -11,11 +11,12 @@ from operators.fbp import filtered_back_projection
 
 from ..ct import CTScan, NoiseLevel, PreparedCT, likelihood, noise_of
 from ..ct import prepare as prepare_ct
-from ..ct_undersampling import Part, choose_views
+from ..ct_undersampling import Part, choose_views, turned
 from ..ct_undersampling import undersample as undersample_ct
 from ..datafit import Withheld
 from ..errors import InputError
 from ..likelihood import Gaussian, Randn
+from ..methods.fbp import fbp
 from ..metrics import object_mask
 from ..posterior import Coverage, predictive_coverage
 from ..settings import Settings
@@ -58,6 +59,20 @@ def describe(scan: CTScan, part: Part | None) -> str:
     return f"{len(part.views)} of {views} views" + (f", {part.dose:g} of the dose" if part.dose != 1 else "")
 
 
+def info(scan: CTScan) -> dict[str, str]:
+    geometry, sizes = scan.geometry, scan.grid.pixel_sizes
+    turn = float(turned(geometry).max())
+    return {
+        "projections": f"{len(scan)} slices, {geometry.views} views over {turn:.4g} degrees, {geometry.bins} bins",
+        "beam": type(geometry).__name__ + (", counts" if scan.is_counts else ", line integrals"),
+        "image": " x ".join(map(str, scan.shape)),
+        "voxel": " x ".join(f"{size:.4g}" for size in (scan.slice_spacing, *sizes)) + " mm",
+        "noise": noise_of(scan).source,
+        "water": "not known, no HU" if scan.water is None else f"{scan.water:g} 1/mm",
+        "reference": "none" if scan.reference is None else "in the file",
+    }
+
+
 def noise(scan: CTScan) -> NoiseLevel:
     return noise_of(scan)
 
@@ -68,12 +83,8 @@ def prepare(scan: CTScan, settings: Settings, noise: NoiseLevel) -> PreparedCT:
 
 def preview(prepared: PreparedCT) -> Tensor:
     """By filtered back-projection with its sharpest filter, in 1/mm."""
-    return _back_projection(prepared.line_integrals, prepared)[0]
-
-
-def _back_projection(line_integrals: Tensor, prepared: PreparedCT) -> Tensor:
     try:
-        return filtered_back_projection(line_integrals, prepared.geometry, prepared.grid)
+        return prepared.image(fbp(prepared))[0]
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -112,7 +123,7 @@ def coverage(
 
     def combine(data: Tensor) -> Tensor:
         line_integrals = torch.where(root > 0, data / root, full.line_integrals)
-        return _back_projection(line_integrals, full).squeeze(-3)  # the slice
+        return filtered_back_projection(line_integrals, full.geometry, full.grid).squeeze(-3)  # the slice
 
     return predictive_coverage(
         x * (prepared.scale / full.scale),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from operators.masks import acceleration as acceleration_of
-from operators.masks import mask_function
+from operators.masks import calibration_region, mask_function
 
 from .. import datafit
 from ..coverage import retrospective_coverage
@@ -65,6 +65,19 @@ def acceleration(scan: MRIScan, part: Tensor | None) -> float:
 
 def describe(scan: MRIScan, part: Tensor | None) -> str:
     return f"true acceleration {acceleration(scan, part):.2f}"
+
+
+def info(scan: MRIScan) -> dict[str, str]:
+    calibration = [block.stop - block.start for block in calibration_region(scan.mask)]
+    return {
+        "k-space": f"{len(scan)} slices, {scan.coils} coils, {' x '.join(map(str, scan.shape))}",
+        "sampled": f"{acceleration(scan, None):.2f}-fold accelerated, {scan.mask_source}",
+        "calibration": " x ".join(map(str, calibration)),
+        "image": " x ".join(map(str, scan.recon_shape or scan.shape)),
+        "voxel": " x ".join(f"{size:g}" for size in scan.voxel_size) + " mm",
+        "noise": scan_noise(scan).source,
+        "reference": "none" if scan.reference is None else "in the file",
+    }
 
 
 def noise(scan: MRIScan) -> NoiseEstimate:
