@@ -408,9 +408,19 @@ def tune(
 def benchmark(
     files: Annotated[list[Path], typer.Argument(help="Fully sampled scans, of any format that is read.")],
     out: Annotated[Path, typer.Option(help="Folder of the benchmark; what is done there is not done again.")],
-    methods: Annotated[str, typer.Option(help="NAME,NAME (see `recon methods`).")] = "zero-filled,l1-wavelet,dds",
-    masks: Annotated[str, typer.Option(help="KIND,KIND.")] = "random,equispaced,gaussian1d,gaussian2d,poisson,radial",
-    accelerations: Annotated[str, typer.Option(help="NUMBER,NUMBER.")] = "4,8,12",
+    methods: Annotated[
+        str | None,
+        typer.Option(help="NAME,NAME (see `recon methods`) [zero-filled,l1-wavelet,dds; of CT fbp,tv,dds]."),
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            help="KIND,KIND [random,equispaced,gaussian1d,gaussian2d,poisson,radial; of CT views,range,dose]."
+        ),
+    ] = None,
+    accelerations: Annotated[
+        str, typer.Option(help="NUMBER,NUMBER; 12 leaves a twelfth of the samples, views, angles or dose.")
+    ] = "4,8,12",
     samples: Annotated[int | None, typer.Option(help="For methods that draw them; 8.")] = None,
     seeds: Annotated[int, typer.Option(help="How many masks of each kind, with the samples drawn for them.")] = 1,
     slices: Annotated[str | None, typer.Option(help="FIRST:LAST (exclusive) of every file, all by default.")] = None,
@@ -436,8 +446,8 @@ def benchmark(
 
     grid = make_grid(
         files,
-        methods=methods.split(","),
-        masks=masks.split(","),
+        methods=None if methods is None else methods.split(","),
+        masks=None if masks is None else masks.split(","),
         accelerations=parse_numbers("--accelerations", accelerations),
         seeds=seeds,
         samples=samples,

@@ -27,7 +27,7 @@ from .io import cfl
 from .io.atomic import result_folder
 from .io.writers import RESULT_NAMES
 from .methods import inputs_of, method_named
-from .modalities import SCANS, Prepared, Scan, check_settings, modality_of
+from .modalities import SCANS, Prepared, Scan, check_images, check_settings, modality_of
 from .noise import Noise
 from .partial import PartialResults
 from .posterior import Coverage
@@ -116,6 +116,7 @@ def reconstruct(
     staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
     with staging as target:
         loaded, card = load_prior(prior or settings.prior, settings)
+        check_images(loaded, scan)
         named = path is not None and (loaded is None or bool(card))
         if calibration is not None and (doubt := calibration.check(settings, card)):
             warnings.warn(doubt, stacklevel=2)

@@ -32,6 +32,7 @@ from .io.writers import (
 from .methods import CAVEATS, inputs_of, method_named
 from .modalities import Scan, modality_of
 from .posterior import Coverage, magnitude, summarize
+from .projections import to_hu
 from .settings import Settings
 
 
@@ -69,7 +70,7 @@ class Reconstruction:
     std : (slice, y, x) standard deviation of the magnitude, None unless several samples were drawn.
     lower, upper : (slice, y, x) prediction interval of the magnitude, None likewise.
     samples : (slice, sample, y, x) magnitude images, None for methods that draw none.
-    zero_filled : (slice, y, x) magnitude.
+    zero_filled : (slice, y, x) magnitude; what the data show without a model.
     reference : (slice, y, x) magnitude, None if there is none.
     metrics : name -> value against the reference; empty without one. See recon.metrics for the definitions.
     statement : what the maps are and how far they can be trusted.
@@ -77,6 +78,9 @@ class Reconstruction:
     voxel_size : mm along (z, y, x).
     header : texts of the file, to be written back.
     data_fit : how the prior suits the data, None if that was not checked.
+    modality : of the scan.
+    preview_name : what `zero_filled` is: of CT, a filtered back-projection.
+    water : attenuation of water (1/mm) that makes HU of CT images; None if it is not known, and of MRI.
     """
 
     mean: Tensor
@@ -93,9 +97,14 @@ class Reconstruction:
     voxel_size: tuple[float, float, float]
     header: Mapping[str, str]
     data_fit: DataFit | None = None
+    modality: str = "MRI"
+    preview_name: str = "zero-filled"
+    water: float | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False, complex_image: bool = False) -> None:
         """Write reconstruction.h5 (fastMRI layout), reconstruction.nii.gz, panel.png and run.json.
+
+        CT images are in 1/mm; where water is known the NIfTI is in HU.
 
         Parameters
         ----------
@@ -120,7 +129,8 @@ class Reconstruction:
             complex_image=self.complex_mean if complex_image else None,
             header=self.header,
         )
-        write_nifti(folder / NIFTI, self.mean, voxel_size=self.voxel_size)
+        shown = self.mean if self.water is None else to_hu(self.mean, self.water)
+        write_nifti(folder / NIFTI, shown, voxel_size=self.voxel_size)
         middle = len(self.mean) // 2
         method = str(self.run["arguments"].get("method", "reconstruction"))
         write_panel(
@@ -128,6 +138,8 @@ class Reconstruction:
             self.mean[middle],
             reference=None if self.reference is None else self.reference[middle],
             zero_filled=self.zero_filled[middle],
+            zero_filled_name=self.preview_name,
+            gray=None if self.water is None else (0.84 * self.water, 1.24 * self.water),  # -160 to 240 HU: soft tissue
             std=None if self.std is None else self.std[middle],
             name=method,
             caption=caption(self.metrics),
@@ -191,6 +203,9 @@ def assemble(
     modality = modality_of(scan)
     run["acceleration"] = modality.acceleration(scan, part)
     run["sampled"] = modality.describe(scan, part)
+    run["modality"] = modality.NAME
+    run["units"] = modality.UNIT
+    run["reference"] = modality.describe_reference(scan, part) if reference is not None else None
     run["prior"] = card
     run["evaluations"] = results[0].evaluations  # for each sample of each slice
     run["coverage"] = [None if result.coverage is None else asdict(result.coverage) for result in results]
@@ -212,6 +227,9 @@ def assemble(
         voxel_size=scan.voxel_size,
         header=scan.header,
         data_fit=check.fit if check else None,
+        modality=modality.NAME,
+        preview_name=modality.PREVIEW,
+        water=modality.water(scan),
     )
 
 

@@ -1,6 +1,9 @@
 """The line from projections to an image: the scan, its preparation, its likelihood, the command."""
 
 import math
+import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,16 @@ from torch import Tensor
 
 from operators.ct import XRay
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam
-from recon.ct import CTScan, PreparedCT, likelihood
+from recon.benchmark.grid import make_grid
+from recon.benchmark.run import benchmark
+from recon.cli import parse_range
+from recon.ct import CTScan, PreparedCT, likelihood, mean_attenuation, noise_of, prepare
+from recon.ct_undersampling import Part, choose_views, undersample
+from recon.errors import InputError
+from recon.io.numpy_projections import write
+from recon.io.writers import RESULT_NAMES
+from recon.phantom import head
+from recon.pipeline import reconstruct
 
 GRID = Grid((48, 40), 1.0)
 ELLIPSES = [(2.0, -1.0, 17.0, 14.0, 0.02), (-5.0, 4.0, 5.0, 3.0, 0.01), (6.0, -5.0, 3.0, 4.0, -0.01)]
@@ -68,3 +80,248 @@ def test_slices_are_read_lazily() -> None:
     assert part.flats.shape == (3, 2, 56)
     assert part.shape == (48, 40)
     assert part.voxel_size == (1.0, 1.0, 1.0)
+
+
+PHOTONS = 2e4
+
+
+def noisy(geometry: Geometry, *, photons: float = PHOTONS, seed: int = 0) -> Tensor:
+    """(1, view, bin) line integrals from Poisson counts."""
+    expected = photons * torch.exp(-sinogram(geometry).double())
+    counts = torch.poisson(expected, generator=torch.Generator().manual_seed(seed)).clamp(min=1)
+    return -(counts / photons).log().float()[None]
+
+
+def fan_scan(**changes: Any) -> CTScan:
+    return CTScan(**{"projections": noisy(FAN), "geometry": FAN, "grid": GRID, "name": "ellipses", **changes})
+
+
+# The noise and the scale
+
+
+@pytest.mark.parametrize("geometry", [PARALLEL, FAN])
+def test_photons_are_found_in_line_integrals(geometry: Geometry) -> None:
+    found = noise_of(CTScan(noisy(geometry), geometry, GRID))
+    # Signal is left in differences between coarse neighbours: fewer photons by up to a third, here 0.7 to 1.0.
+    assert 0.6 * PHOTONS < found.photons < 1.1 * PHOTONS
+    assert "neighbouring" in found.source
+
+
+def test_weights_are_the_inverse_variance() -> None:
+    """Over many realisations of one sinogram; 40 of them know a variance to 1 / sqrt(20), their mean much better."""
+    draws = torch.cat([noisy(PARALLEL, seed=seed) for seed in range(40)])
+    prepared = prepare(CTScan(draws[:1], PARALLEL, GRID, photons=PHOTONS))
+    assert float((draws.var(0) * prepared.weights[0]).mean()) == pytest.approx(1, abs=0.05)
+    assert prepared.counts is not None
+    assert prepared.blank is not None
+    expected = PHOTONS * torch.exp(-draws[0])
+    torch.testing.assert_close(prepared.counts[0], expected)
+    assert bool((prepared.blank == PHOTONS).all())
+
+
+def test_counts_become_line_integrals() -> None:
+    """Dark current, a dead bin and a bin that saw nothing."""
+    p = sinogram(PARALLEL)
+    counts = 1000 * torch.exp(-p) + 20
+    flats, darks = torch.full((2, 1, 56), 1020.0), torch.full((2, 1, 56), 20.0)
+    flats[:, :, 7] = 20.0
+    counts[3, 20] = 5.0
+    prepared = prepare(CTScan(counts[None], PARALLEL, GRID, is_counts=True, flats=flats, darks=darks, gain=2.0))
+    assert not prepared.weights[..., 7].any()
+    assert float(prepared.weights[0, 3, 20]) < 1
+    seen = torch.ones_like(p, dtype=torch.bool)
+    seen[:, 7], seen[3, 20] = False, False
+    torch.testing.assert_close(prepared.line_integrals[0][seen], p[seen], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prepared.weights[0][seen], (500 * torch.exp(-p))[seen], rtol=1e-4, atol=0.0)
+    assert any("dead" in note for note in prepared.notes)
+
+
+def test_the_scale_does_not_depend_on_the_views() -> None:
+    scale = mean_attenuation(noisy(FAN), FAN)
+    # The big ellipse alone has 0.02; one inside it is denser, one less dense, and the fan is not parallel: 2 % here.
+    inside = sum(value * b * a for _, _, b, a, value in ELLIPSES) / (17.0 * 14.0)
+    assert scale == pytest.approx(inside, rel=0.06)
+    for asked in ({"views": 15}, {"angular_range": (0.0, 120.0)}, {"angular_range": (40.0, 100.0)}):
+        chosen = choose_views(FAN, **asked)
+        assert mean_attenuation(noisy(FAN)[:, chosen], FAN.select(chosen)) == pytest.approx(scale, rel=0.05)
+    assert prepare(fan_scan(water=0.019)).scale == 0.019
+
+
+# Less of a scan
+
+
+def test_views_and_ranges() -> None:
+    assert choose_views(FAN, views=30).tolist() == list(range(0, 90, 3))
+    assert choose_views(FAN, angular_range=(0.0, 120.0)).tolist() == list(range(31))  # 4 degrees from view to view
+    assert choose_views(FAN, angular_range=(0.0, 120.0), views=4).tolist() == [0, 7, 15, 23]
+    backwards = FanBeam(3.0 - FAN.angles, 72, 1.5, 100.0, 150.0)
+    assert choose_views(backwards, angular_range=(0.0, 120.0)).tolist() == list(range(31))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"views": 61}, "expected 1 to 60, as the scan has, got 61"),
+        ({"views": 21, "angular_range": (0.0, 57.0)}, "expected 1 to 20, as the scan has in that range, got 21"),
+        ({"angular_range": (0.0, 200.0)}, "within 0 to 177, .* got 0 to 200"),
+        ({"angular_range": (-20.0, 60.0)}, "got -20 to 60"),
+    ],
+)
+def test_what_the_scan_does_not_have_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_views(PARALLEL, **asked)
+
+
+def test_a_lower_dose_has_its_noise() -> None:
+    """Line integrals of a known number of photons, thinned to a quarter: the variance is that of a quarter."""
+    scan = CTScan(noisy(PARALLEL), PARALLEL, GRID, photons=PHOTONS)
+    part = Part(torch.arange(60), 0.25)
+    low = undersample(scan, part, stream=(0, 0))
+    prepared = prepare(low)
+    error = prepared.line_integrals[0] - sinogram(PARALLEL)
+    assert float((error.square() * prepared.weights[0]).mean()) == pytest.approx(1, abs=0.1)  # 3360 rays: 0.024 each
+    again = undersample(scan, part, stream=(0, 0))
+    assert torch.equal(torch.as_tensor(low.projections[:]), torch.as_tensor(again.projections[:]))
+    other = undersample(scan, part, stream=(0, 1))
+    assert not torch.equal(torch.as_tensor(low.projections[:]), torch.as_tensor(other.projections[:]))
+
+
+# Bad input
+
+
+def test_sinogram_and_geometry_that_disagree() -> None:
+    with pytest.raises(
+        InputError, match=r"axis -2 has 90 views, the geometry 60.*axis -1 has 72 bins, the geometry 56"
+    ):
+        prepare(CTScan(noisy(FAN), PARALLEL, GRID))
+    with pytest.raises(InputError, match="transpose it"):
+        prepare(CTScan(noisy(FAN).mT, FAN, GRID))
+
+
+def test_degrees_taken_for_radians_are_a_warning() -> None:
+    with pytest.warns(UserWarning, match="more than two turns in radians; convert degrees"):
+        ParallelBeam(torch.arange(0.0, 180.0, 3.0), bins=56)
+
+
+def test_a_short_detector_is_a_warning() -> None:
+    short = ParallelBeam(angles(60), bins=24)
+    with pytest.warns(UserWarning, match="the detector ends before the object does in 60 of 60 views"):
+        prepared = prepare(CTScan(noisy(short), short, GRID))
+    assert any(note.startswith("WARNING") for note in prepared.notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(fan_scan())
+
+
+def test_projections_without_noise_or_object_are_refused() -> None:
+    with pytest.raises(InputError, match="expected noise, whose level is needed"):
+        noise_of(CTScan(torch.ones(1, 60, 56), PARALLEL, GRID))
+    with pytest.raises(InputError, match="expected an object in every view"):
+        prepare(CTScan(torch.zeros(1, 60, 56), PARALLEL, GRID, photons=1e4))
+    with pytest.raises(InputError, match="expected flats with counts"):
+        prepare(CTScan(torch.ones(1, 60, 56), PARALLEL, GRID, is_counts=True))
+    with pytest.raises(InputError, match="finite"):
+        prepare(CTScan(torch.full((1, 60, 56), torch.nan), PARALLEL, GRID, photons=1e4))
+
+
+# The line
+
+
+class Smooth:
+    """E[x0 | x] of real Gaussian images about half the object, whose spectrum falls with the frequency."""
+
+    sigma_min, sigma_max, ndim, is_complex = 1e-3, 10.0, 2, False
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        ky, kx = torch.fft.fftfreq(x.shape[-2])[:, None], torch.fft.rfftfreq(x.shape[-1])
+        spectrum = 100.0 / (1 + (8.0**2 * (ky**2 + kx**2)) ** 2)
+        variance = torch.as_tensor(sigma, dtype=torch.float32).reshape(-1, *[1] * (x.ndim - 1)) ** 2
+        return torch.fft.irfft2(spectrum / (spectrum + variance) * torch.fft.rfft2(x), s=x.shape[-2:])
+
+
+def test_half_of_the_views_are_compared_with_all(tmp_path: Path) -> None:
+    result = reconstruct(fan_scan(), method="tv", views=30, options={"iterations": 60}, out=tmp_path)
+    assert result.mean.shape == (1, 48, 40)
+    assert result.mean.dtype == torch.float32
+    assert result.complex_mean is None
+    assert result.reference is not None
+    # 1/mm: the middle of the big ellipse, away from the others; noise of FBP within 10 %.
+    assert float(result.mean[0, 34:38, 18:24].mean()) == pytest.approx(0.02, rel=0.1)
+    assert result.run["sampled"] == "30 of 90 views"
+    assert result.run["acceleration"] == 3.0
+    assert any("photons a bin" in note for note in result.run["notes"])
+    assert {path.name for path in tmp_path.iterdir()} == set(RESULT_NAMES)
+    assert result.metrics["psnr"] > 20  # 25 here; 30 views of these photons
+
+
+@pytest.mark.parametrize("method", ["dds", "dps", "split-gibbs", "score-mri", "l1-wavelet", "cg-sense", "fbp"])
+def test_methods_run_on_real_images(method: str) -> None:
+    draws = method in ("dds", "dps", "split-gibbs", "score-mri")
+    more = {"prior": Smooth(), "samples": 2, "steps": 6, "check": False} if draws else {}
+    result = reconstruct(fan_scan(), method=method, views=45, **more)
+    assert not result.mean.is_complex()
+    assert bool(torch.isfinite(result.mean).all())
+    assert (result.std is not None) == draws
+    assert (result.run["coverage"][0] is not None) == draws
+
+
+@pytest.mark.filterwarnings("ignore:the prior does not suit")
+def test_the_prior_is_checked_on_segments_of_views() -> None:
+    result = reconstruct(fan_scan(), method="dds", views=45, prior=Smooth(), samples=2, steps=6)
+    assert result.data_fit is not None
+    assert result.data_fit.what == "segments of views"
+    assert result.data_fit.places == round(0.03 * 45 * 8)
+
+
+def test_a_dose_is_that_of_every_slice() -> None:
+    scan = fan_scan(projections=noisy(FAN).repeat(2, 1, 1), photons=PHOTONS)
+    result = reconstruct(scan, method="fbp", dose=0.1)
+    assert result.run["sampled"] == "90 of 90 views, 0.1 of the dose"
+    assert not torch.equal(result.mean[0], result.mean[1])
+    assert reconstruct(scan, method="fbp").reference is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask": "random"}, "mask: is for MRI scans, and ellipses is one of CT"),
+        ({"coils": 4}, "coils: is for MRI scans"),
+        ({"method": "rss"}, "rss: is for MRI scans, and ellipses is one of CT"),
+        ({"method": "zero-filled"}, "zero-filled needs a SENSE operator"),
+        ({"dose": 1.5}, "dose: expected a fraction above 0"),
+        ({"views": 0}, "views: expected at least 1, got 0"),
+        ({"views": 91}, "views: expected 1 to 90"),
+        ({"angular_range": (90.0, 10.0)}, "expected FIRST < LAST degrees"),
+        ({"method": "dds", "prior": "brain"}, "expected one of real images for ellipses, a scan of CT"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        reconstruct(fan_scan(), **{"method": "cg-sense", "check": False, **arguments})
+
+
+def test_views_are_not_for_mri() -> None:
+    with pytest.raises(InputError, match=r"views: is for CT scans, and .* is one of MRI"):
+        reconstruct(head((32, 32), coils=2), method="cg-sense", views=10)
+    with pytest.raises(InputError, match="fbp: is for CT scans"):
+        reconstruct(head((32, 32), coils=2), method="fbp")
+
+
+def test_a_benchmark_over_views_ranges_and_doses(tmp_path: Path) -> None:
+    file = tmp_path / "ellipses.npz"
+    write(file, fan_scan())
+    grid = make_grid([file], methods=["fbp", "cg-sense"], accelerations=[3.0])
+    assert grid.masks == ("views", "range", "dose")
+    found = benchmark(grid, out=tmp_path / "out", workers=1)
+    assert not found.failed
+    assert len(found.records) == 6
+    assert {record["acceleration"] for record in found.records.values()} == {3.0, 90 / 30, 90 / 30}
+    with pytest.raises(InputError, match="masks: expected views, range, dose for ellipses, a scan of CT, got random"):
+        make_grid([file], masks=["random"], accelerations=[3.0])
+
+
+def test_the_command_reads_ranges() -> None:
+    assert parse_range("-30:90.5") == (-30.0, 90.5)
+    for text in ("90", "a:b", "0:1:2"):
+        with pytest.raises(InputError, match="expected FIRST:LAST in degrees"):
+            parse_range(text)

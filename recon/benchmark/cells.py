@@ -27,7 +27,8 @@ from torch import Tensor
 
 from .. import io
 from ..errors import InputError, ReconError
-from ..mri import MRIScan, SliceArray
+from ..modalities import Scan, modality_of
+from ..mri import SliceArray
 from ..pipeline import reconstruct
 from ..result import Reconstruction
 from .grid import Task
@@ -65,7 +66,10 @@ def compute(task: Task) -> Outcome:
     with _ONE_AT_A_TIME, warnings.catch_warnings(record=True) as warned:
         start = _start_memory(task)
         try:
-            result = reconstruct(_scan(task.path, task.sha256), prior=_denoiser(task), **task.arguments)
+            scan, arguments = _scan(task.path, task.sha256), dict(task.arguments)
+            kind, factor, options = (arguments.pop(name) for name in ("mask", "acceleration", "mask_options"))
+            part = modality_of(scan).undersampling(scan, kind, factor, options)
+            result = reconstruct(scan, prior=_denoiser(task), **part, **arguments)
             if not result.metrics:
                 raise InputError(result.run["notes"][-1])
             outcome = Outcome(_record(task, result), _picture(result) if task.picture else {})
@@ -117,14 +121,15 @@ def _picture(result: Reconstruction) -> dict[str, np.ndarray[Any, Any]]:
 
 
 @lru_cache(maxsize=2)
-def _scan(path: str, sha256: str) -> MRIScan:
+def _scan(path: str, sha256: str) -> Scan:
     """A scan that stays open from cell to cell; the checksum tells a file from one that took its place."""
     scan = io.load(path)
-    return replace(scan, kspace=_Kept(scan.kspace), reference=None)  # all the data are the reference
+    data = modality_of(scan).DATA
+    return replace(scan, **{data: _Kept(getattr(scan, data)), "reference": None})  # all the data are the reference
 
 
 class _Kept:
-    """K-space read slice by slice, the last few slices kept."""
+    """Data read slice by slice, the last few slices kept."""
 
     def __init__(self, source: SliceArray) -> None:
         self.shape = source.shape

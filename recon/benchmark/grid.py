@@ -15,8 +15,7 @@ from ..errors import InputError
 from ..io.writers import checksums
 from ..methods import inputs_of, method_named, takes_prior
 from ..methods.peers import check_installed
-from ..modalities import modality_of
-from ..mri import MRIScan
+from ..modalities import Modality, Scan, check_settings, modality_of
 from ..pipeline import load_prior
 from ..records import TUNED, read_record, tuned_options
 from ..settings import Settings
@@ -160,8 +159,8 @@ class Grid:
 def make_grid(
     files: Sequence[str | Path],
     *,
-    methods: Sequence[str],
-    masks: Sequence[str],
+    methods: Sequence[str] | None = None,
+    masks: Sequence[str] | None = None,
     accelerations: Sequence[float],
     seeds: int = 1,
     samples: int | None = None,
@@ -177,7 +176,9 @@ def make_grid(
 
     Parameters
     ----------
-    files : fully sampled scans.
+    files : fully sampled scans of one modality.
+    methods, masks : those of the modality if None. For CT masks are ways to give fewer photons: fewer views, a range
+        of angles from the first view on, a lower dose; an acceleration of 12 leaves a twelfth.
     samples : for methods that draw them, 8 by default.
     slices : first and last (exclusive) of every file, all by default.
     options : method -> its keywords; `samples`, `steps`, `prior` and `precision` may be among them.
@@ -190,30 +191,33 @@ def make_grid(
         For unknown or repeated names, a tool that is not installed, an acceleration that a mask cannot give, a scan
         that is not fully sampled, a prior that is not there, and whatever would have no effect.
     """
-    for what, values in {"methods": methods, "masks": masks, "accelerations": accelerations, "files": files}.items():
+    _check_list("files", [str(file) for file in files])
+    scans = [io.load(path) for path in files]
+    modality = _modality(scans, files)
+    methods, masks = methods or modality.METHODS, masks or modality.PARTS
+    for what, values in {"methods": methods, "masks": masks, "accelerations": accelerations}.items():
         _check_list(what, [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
     if seeds < 1:
         raise InputError(f"seeds: expected at least 1, got {seeds}")
     contestants = _contestants(
         methods, _with_tuned(options or {}, tuned), samples=samples, prior=prior, precision=precision
     )
-    asked = [
-        Settings(
+    shapes = {modality.describe(scan, None) + str(scan.shape): scan for scan in scans}
+    asked = []
+    for scan, c, mask, acceleration in product(shapes.values(), contestants, masks, accelerations):
+        settings = Settings(
             method=c.name,
             options=c.options,
-            mask=mask,
-            acceleration=acceleration,
-            mask_options=dict(mask_options or {}),
             samples=c.samples,
             steps=c.steps,
             prior=c.prior,
             device=device,
             precision=c.precision,
-        ).resolved()
-        for c, mask, acceleration in product(contestants, masks, accelerations)
-    ]
-    scans = [io.load(path) for path in files]
-    _check_masks(scans, files, {(s.mask, s.acceleration): s for s in asked}.values())
+            **modality.undersampling(scan, mask, acceleration, dict(mask_options or {})),
+        )
+        check_settings(settings, scan)
+        asked.append(settings.resolved(prior=modality.PRIOR))
+        modality.choose_part(scan, asked[-1])  # refuses what cannot be
     return Grid(
         files=_sources(files, scans, slices),
         methods=_with_priors(contestants, asked),
@@ -286,26 +290,22 @@ def _with_priors(contestants: Sequence[Contestant], asked: Sequence[Settings]) -
     return tuple(found)
 
 
-def _check_masks(scans: Sequence[MRIScan], files: Sequence[str | Path], asked: Any) -> None:
-    """Draw every mask once for every shape of k-space."""
+def _modality(scans: Sequence[Scan], files: Sequence[str | Path]) -> Modality:
+    """The one modality of all scans, each of which has all its data."""
+    first = modality_of(scans[0])
     for file, scan in zip(files, scans, strict=True):
-        if not scan.fully_sampled:
+        own = modality_of(scan)
+        if own is not first:
+            raise InputError(f"{file}: expected a scan of {first.NAME} as the first one, got one of {own.NAME}")
+        if why := own.missing(scan):
             raise InputError(
-                f"{file}: expected a fully sampled scan, which is undersampled and compared with, got one that is "
-                f"undersampled already ({scan.mask_source}); use recon reconstruct"
+                f"{file}: expected a fully sampled scan, which is undersampled and compared with; {why}; use recon "
+                "reconstruct"
             )
-    shapes = {(scan.shape, scan.readout_axis): scan for scan in scans}
-    for scan, settings in product(shapes.values(), asked):
-        try:
-            modality_of(scan).choose_part(scan, settings)
-        except InputError as error:
-            size = " x ".join(map(str, scan.shape))
-            raise InputError(f"{error} (acceleration {settings.acceleration:g} of {size} k-space)") from error
+    return first
 
 
-def _sources(
-    files: Sequence[str | Path], scans: Sequence[MRIScan], slices: tuple[int, int] | None
-) -> tuple[Source, ...]:
+def _sources(files: Sequence[str | Path], scans: Sequence[Scan], slices: tuple[int, int] | None) -> tuple[Source, ...]:
     paths = [Path(file).absolute() for file in files]
     found: list[Source] = []
     for name, path, scan in zip(_names(paths), paths, scans, strict=True):

@@ -38,6 +38,8 @@ def write_panel(
     name: str = "reconstruction",
     caption: str = "",
     zero_filled_caption: str = "",
+    zero_filled_name: str = "zero-filled",
+    gray: tuple[float, float] | None = None,
     title: str = "",
     voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
     overwrite: bool = False,
@@ -50,6 +52,8 @@ def write_panel(
     std : (y, x) standard deviation of the result's magnitude.
     name : the method, title of the result.
     caption, zero_filled_caption : below their titles, such as metrics.
+    zero_filled_name : what the image is that the data show without a model.
+    gray : values shown black and white; 0 and `window` by default.
     title : above all.
     voxel_size : mm along (z, y, x); sets the shape of a pixel.
 
@@ -68,22 +72,24 @@ def write_panel(
             raise InputError(
                 f"expected {key} as a magnitude (y, x) of shape {image.shape}, came {values.dtype} {values.shape}"
             )
-    white = window(others.get("reference", image))
+    black, white = gray or (0.0, window(others.get("reference", image)))
     maps = {}
     if "reference" in others:
         maps["absolute error"] = np.abs(image - others["reference"])
     if "std" in others:
         maps["standard deviation"] = others["std"]
-    factor = brightening(list(maps.values()), white)
+    factor = brightening(list(maps.values()), white - black)
 
     tiles = []
     if "reference" in others:
         tiles.append(Tile(others["reference"], "reference", ""))
     if "zero_filled" in others:
-        tiles.append(Tile(others["zero_filled"], "zero-filled", zero_filled_caption))
+        tiles.append(Tile(others["zero_filled"], zero_filled_name, zero_filled_caption))
     tiles.append(Tile(image, name, caption))
     tiles += [Tile(values, key, f"shown × {factor}", factor) for key, values in maps.items()]
-    draw(path, [tiles], white, title=title, pixel_aspect=voxel_size[1] / voxel_size[2], overwrite=overwrite)
+    draw(
+        path, [tiles], white, black=black, title=title, pixel_aspect=voxel_size[1] / voxel_size[2], overwrite=overwrite
+    )
 
 
 def write_comparison(
@@ -141,6 +147,7 @@ def draw(
     rows: Sequence[Sequence[Tile | None]],
     white: float,
     *,
+    black: float = 0.0,
     title: str,
     pixel_aspect: float,
     overwrite: bool,
@@ -168,8 +175,8 @@ def draw(
             shown = axes.imshow(
                 tile.image,
                 cmap="inferno" if tile.factor else "gray",
-                vmin=0,
-                vmax=white / (tile.factor or 1),
+                vmin=0 if tile.factor else black,
+                vmax=(white - black) / tile.factor if tile.factor else white,
                 aspect=pixel_aspect,
                 interpolation="nearest" if height >= 256 else "bilinear",
             )

@@ -34,6 +34,9 @@ class Modality(Protocol):
     PRIOR : name of the prior that is taken if none is asked for.
     PREVIEW : what the image is called that the data show without a model.
     UNIT : of images.
+    COMPLEX : whether images are complex.
+    DATA : the field of a scan that is read slice by slice.
+    METHODS, PARTS : what `recon benchmark` compares, and undersamples by, if nothing else is asked for.
     """
 
     NAME: str
@@ -41,9 +44,27 @@ class Modality(Protocol):
     PRIOR: str
     PREVIEW: str
     UNIT: str
+    COMPLEX: bool
+    DATA: str
+    METHODS: tuple[str, ...]
+    PARTS: tuple[str, ...]
 
     def read(self, scan: Any, index: int, device: str) -> Any:
         """One slice, in memory and on the device."""
+        ...
+
+    def missing(self, scan: Any) -> str:
+        """Why the image of all the data cannot be made of the scan, "" if it can."""
+        ...
+
+    def undersampling(self, scan: Any, kind: str, acceleration: float, options: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `reconstruct` that leave one part in `acceleration` of the data, by a kind of undersampling.
+
+        Raises
+        ------
+        InputError
+            If there is no such kind.
+        """
         ...
 
     def choose_part(self, scan: Any, settings: Settings) -> Any:
@@ -84,6 +105,14 @@ class Modality(Protocol):
 
     def reference(self, scan: Any, part: Any, settings: Settings, noise: Any) -> Tensor | None:
         """(*spatial) real; the image of all the data if a part was given, else that of the file, if any."""
+        ...
+
+    def describe_reference(self, scan: Any, part: Any) -> str:
+        """What `reference` is, for the record."""
+        ...
+
+    def water(self, scan: Any) -> float | None:
+        """Attenuation of water in 1/mm, where images have HU."""
         ...
 
     def coverage(
@@ -132,6 +161,16 @@ def check_settings(settings: Settings, scan: Scan) -> None:
                     f"{name}: is for {other.NAME} scans, and {scan.name} is one of {own.NAME}; leave it out"
                     + (f", or see {', '.join(own.SETTINGS)}" if own.SETTINGS else "")
                 )
+
+
+def check_images(prior: object, scan: Scan) -> None:
+    """Raise InputError if a prior is for complex images and those of the scan are real."""
+    own = modality_of(scan)
+    if getattr(prior, "is_complex", False) and not own.COMPLEX:
+        raise InputError(
+            f"prior: expected one of real images for {scan.name}, a scan of {own.NAME}, got one of complex images; "
+            f"take {own.PRIOR}, say"
+        )
 
 
 def _all() -> Sequence[Modality]:

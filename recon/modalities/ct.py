@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ SETTINGS = ("views", "angular_range", "dose")
 PRIOR = "head-ct"
 PREVIEW = "FBP"
 UNIT = "1/mm"
+COMPLEX = False
+DATA = "projections"
+METHODS = ("fbp", "tv", "dds")
+PARTS = ("views", "range", "dose")
 
 __all__ = ["likelihood"]  # as it is
 
@@ -34,6 +39,25 @@ def read(scan: CTScan, index: int, device: str) -> CTScan:
     scan = scan[index : index + 1]
     flats, darks = (None if frames is None else frames.to(device) for frames in (scan.flats, scan.darks))
     return replace(scan, projections=torch.as_tensor(scan.projections[:]).to(device), flats=flats, darks=darks)
+
+
+def missing(scan: CTScan) -> str:
+    return ""
+
+
+def undersampling(scan: CTScan, kind: str, acceleration: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Of `views` evenly fewer, of `range` those of the first part of the turn, of `dose` less."""
+    if options:
+        raise InputError(f"{', '.join(options)}: is for MRI masks, and {scan.name} is a scan of CT; leave it out")
+    if not acceleration >= 1:
+        raise InputError(f"accelerations: expected at least 1, got {acceleration:g}")
+    if kind == "views":
+        return {"views": max(1, round(scan.geometry.views / acceleration))}
+    if kind == "range":
+        return {"angular_range": (0.0, float(turned(scan.geometry).max()) / acceleration)}
+    if kind == "dose":
+        return {"dose": 1 / acceleration}
+    raise InputError(f"masks: expected {', '.join(PARTS)} for {scan.name}, a scan of CT, got {kind}")
 
 
 def choose_part(scan: CTScan, settings: Settings) -> Part | None:
@@ -48,8 +72,8 @@ def undersample(scan: CTScan, part: Part, *, stream: tuple[int, ...]) -> CTScan:
 
 
 def acceleration(scan: CTScan, part: Part | None) -> float:
-    """All views over those that are given; the dose of a view is another matter."""
-    return 1.0 if part is None else scan.geometry.views / len(part.views)
+    """Photons of all views over those that are given."""
+    return 1.0 if part is None else scan.geometry.views / len(part.views) / part.dose
 
 
 def describe(scan: CTScan, part: Part | None) -> str:
@@ -94,6 +118,14 @@ def reference(scan: CTScan, part: Part | None, settings: Settings, noise: NoiseL
     if part is not None:
         return preview(prepare_ct(scan))
     return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
+
+
+def describe_reference(scan: CTScan, part: Part | None) -> str:
+    return "filtered back-projection of all views at full dose" if part is not None else "in the file"
+
+
+def water(scan: CTScan) -> float | None:
+    return scan.water
 
 
 def coverage(

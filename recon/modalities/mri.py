@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ SETTINGS = ("mask", "acceleration", "mask_options", "coils", "sets")
 PRIOR = "brain"
 PREVIEW = "zero-filled"
 UNIT = ""  # that of the receiver
+COMPLEX = True
+DATA = "kspace"
+METHODS = ("zero-filled", "l1-wavelet", "dds")
+PARTS = ("random", "equispaced", "gaussian1d", "gaussian2d", "poisson", "radial")
 
 __all__ = ["likelihood"]  # as it is
 
@@ -38,6 +43,14 @@ def read(scan: MRIScan, index: int, device: str) -> MRIScan:
     scan = scan[index : index + 1]
     noise = None if scan.noise is None else scan.noise.to(device)
     return replace(scan, kspace=torch.as_tensor(scan.kspace[:]).to(device), mask=scan.mask.to(device), noise=noise)
+
+
+def missing(scan: MRIScan) -> str:
+    return "" if scan.fully_sampled else f"it is undersampled already ({scan.mask_source})"
+
+
+def undersampling(scan: MRIScan, kind: str, acceleration: float, options: dict[str, Any]) -> dict[str, Any]:
+    return {"mask": kind, "acceleration": acceleration, "mask_options": options}
 
 
 def choose_part(scan: MRIScan, settings: Settings) -> Tensor | None:
@@ -51,7 +64,10 @@ def choose_part(scan: MRIScan, settings: Settings) -> Tensor | None:
     try:
         return pattern(scan.shape, settings.acceleration, seed=settings.seed, **options)
     except (ValueError, TypeError) as error:
-        raise InputError(f"mask {settings.mask}: {error}") from error
+        size = " x ".join(map(str, scan.shape))
+        raise InputError(
+            f"mask {settings.mask}: {error} (acceleration {settings.acceleration:g} of {size} k-space)"
+        ) from error
 
 
 def undersample(scan: MRIScan, part: Tensor, *, stream: tuple[int, ...]) -> MRIScan:
@@ -97,6 +113,15 @@ def reference(scan: MRIScan, part: Tensor | None, settings: Settings, noise: Noi
     if part is not None and scan.fully_sampled:
         return preview(prepare_mri(scan, noise=noise, sets=settings.sets))  # of all coils
     return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
+
+
+def describe_reference(scan: MRIScan, part: Tensor | None) -> str:
+    retrospective = part is not None and scan.fully_sampled
+    return "all coils of all data, combined with their maps" if retrospective else "in the file"
+
+
+def water(scan: MRIScan) -> float | None:
+    return None
 
 
 def coverage(
