@@ -33,7 +33,9 @@ def run(
     InputError
         If the scan is not fully sampled: there would be nothing to compare with.
     """
-    scan: MRIScan = head() if file is None else io.load(file)
+    scan = head() if file is None else io.load(file)
+    if not isinstance(scan, MRIScan):
+        raise InputError(f"{file}: the demonstration is of MRI, and this is a scan of CT; use recon reconstruct")
     if not scan.fully_sampled:
         raise InputError(
             f"{file}: the demonstration undersamples a fully sampled scan, and this one is undersampled already "
