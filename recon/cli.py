@@ -272,6 +272,41 @@ def simulate(
     console.print(f"{count}, fully sampled, with its truth, in {_plain(str(out))}", soft_wrap=True)
 
 
+@app.command("simulate-ct")
+def simulate_ct(
+    images: Annotated[Path, typer.Argument(help="A series of CT images in HU (DICOM): its folder or tar archive.")],
+    out: Annotated[Path, typer.Option(help="The scan, a .npz with its geometry.")] = Path("scan.npz"),
+    shape: Annotated[
+        str, typer.Option(help="Y,X of the image to reconstruct; it divides that of the series.")
+    ] = "256,256",
+    slices: Annotated[str | None, typer.Option(help="FIRST:LAST (exclusive) by position, all by default.")] = None,
+    views: Annotated[int, typer.Option(help="Over a turn.")] = 720,
+    photons: Annotated[float, typer.Option(help="That a bin counts without object.")] = 2e5,
+    electronic: Annotated[float, typer.Option(help="Standard deviation of the detector's noise, in photons.")] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a scan that is there.")] = False,
+) -> None:
+    """Simulate a CT scan of images in HU, by a finer model than any that reconstructs."""
+    from .ct_simulation import simulate_series
+    from .io.numpy_projections import write
+
+    scan = simulate_series(
+        images,
+        shape=parse_shape(shape),
+        slices=parse_slices(slices),
+        views=views,
+        photons=photons,
+        electronic=electronic,
+        seed=seed,
+    )
+    write(out, scan, overwrite=overwrite)
+    for note in scan.notes:
+        console.print(_plain(note), style="dim", soft_wrap=True)
+    console.print(
+        f"{len(scan)} slices, {views} views of {scan.geometry.bins} bins in {_plain(str(out))}", soft_wrap=True
+    )
+
+
 Folder = Annotated[Path, typer.Argument(help="Of NIfTI files: FreeSurfer labels, or magnitude images.")]
 On = Annotated[list[str] | None, typer.Option(help="Patterns of file names to take; all by default.")]
 Shape = Annotated[str, typer.Option(help="Y,X of the simulated scans.")]

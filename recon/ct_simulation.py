@@ -5,8 +5,10 @@ Counts in a bin: N ~ Poisson(photons * exp(-line integral)) + electronic noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -185,6 +187,73 @@ def simulate(
         name=name,
         notes=(*notes, *found.notes),
     )
+
+
+def simulate_series(
+    path: str | Path,
+    *,
+    shape: tuple[int, int],
+    slices: tuple[int, int] | None = None,
+    views: int = 720,
+    photons: float = 2e5,
+    electronic: float = 10.0,
+    seed: Seed = 0,
+) -> CTScan:
+    """A scan of a DICOM series by a clinical fan, with three angles to a view; parameters as in `simulate`.
+
+    Parameters
+    ----------
+    path : its folder or tar archive. A gap between slices is no matter: each is an object for itself.
+    shape : (y, x) of the image to reconstruct, over the series' field of view.
+    slices : first and one past the last, by position; None for all.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        As `read_images` and `simulate`; if there are no such slices.
+    """
+    from .io.dicom import read_images
+
+    images = read_images(path, gaps=True)
+    first, last = slices or (0, len(images.hu))
+    if not 0 <= first < last <= len(images.hu):
+        raise InputError(f"slices: expected FIRST:LAST within 0:{len(images.hu)}, got {first}:{last}")
+    y, x = (n * size / m for n, size, m in zip(images.hu.shape[1:], images.pixel_size, shape, strict=True))
+    grid, name = Grid(shape, (y, x)), Path(path).name.split(".")[0]
+    scan = simulate(
+        images.hu[first:last],
+        clinical_fan(grid, views=views),
+        grid,
+        photons=photons,
+        seed=seed,
+        electronic=electronic,
+        sub_views=3 if views > 1 else 1,
+        name=name,
+    )
+    steps = images.positions[first:last].diff()
+    spacing = float(steps.median()) if len(steps) else float(images.thickness[first])
+    return replace(scan, slice_spacing=spacing or 1.0, header=images.header, notes=(*scan.notes, *images.notes))
+
+
+def clinical_fan(grid: Grid, *, views: int) -> FanBeam:
+    """A fan as in a clinical scanner, over a turn, which sees the circle about the grid's shorter side whole.
+
+    The source is 541 mm from the axis and 949 mm from its curved detector; bins are 0.7 pixels at the axis, and the
+    detector is shifted by a quarter of one, so that opposite views interleave.
+
+    Raises
+    ------
+    InputError
+        If the source is inside the circle, or views not positive.
+    """
+    source_to_axis, source_to_detector = 541.0, 949.0
+    radius = 1.02 * min(n * size for n, size in zip(grid.shape, grid.pixel_sizes, strict=True)) / 2
+    if not radius < 0.9 * source_to_axis or views < 1:
+        raise InputError(f"expected an image within {source_to_axis:g} mm and views, got {radius:.0f} mm and {views}")
+    size = 0.7 * min(grid.pixel_sizes) * source_to_detector / source_to_axis
+    bins = 2 * math.ceil(source_to_detector * math.asin(radius / source_to_axis) / size)
+    angles = torch.arange(views, dtype=torch.float64) * 2 * math.pi / views
+    return FanBeam(angles, bins, size, source_to_axis, source_to_detector, curved=True, detector_offset=size / 4)
 
 
 def strip_integrals(image: Tensor, geometry: Geometry, grid: Grid, *, sub_bins: int = 4, sub_views: int = 1) -> Tensor:

@@ -203,3 +203,25 @@ def test_a_head_from_its_dicom_series(data_dir: Path) -> None:
     # the object is seen whole: its edges' bins read air
     assert float(data[..., [0, -1]].abs().max()) < 0.05
     assert 3 < float(data.max()) < 8  # a head of 20 cm and bone
+
+
+def test_a_series_becomes_a_scan_on_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from recon.cli import app
+    from recon.io import load
+    from recon.io.dicom_writer import write_series
+
+    write_series(tmp_path / "series", disc_hu(128, 0.5).expand(3, -1, -1), voxel_size=(2.0, 0.5, 0.5))
+    arguments = ["simulate-ct", str(tmp_path / "series"), "--shape", "64,64", "--views", "24", "--slices", "1:3"]
+    result = CliRunner().invoke(app, [*arguments, "--photons", "1e9", "--out", str(tmp_path / "scan.npz")])
+    assert result.exit_code == 0, result.output
+    scan = load(tmp_path / "scan.npz")
+    assert isinstance(scan, CTScan)
+    assert (len(scan), scan.geometry.views, scan.shape, scan.voxel_size) == (2, 24, (64, 64), (2.0, 1.0, 1.0))
+    assert any("Simulated from an image in HU" in note for note in scan.notes)
+    own = XRay(scan.geometry, scan.grid)(torch.as_tensor(scan.reference[:]))
+    data = torch.as_tensor(scan.projections[:])
+    # the same object; three angles in steps of 15 degrees make another model of it
+    assert 1e-3 < float((own - data).norm() / data.norm()) < 0.2
+    assert float(data[..., [0, -1]].abs().max()) < 0.01

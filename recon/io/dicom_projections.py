@@ -63,7 +63,7 @@ def read(path: Path) -> CTScan:
     views = [d for d in found if dicom.PROJECTION_ANGLE in d]
     if found and not views:
         raise InputError(
-            f"{path}: expected projections, came DICOM images; simulate a scan of them (recon.ct_simulation), or give "
+            f"{path}: expected projections, came DICOM images; simulate a scan of them (recon simulate-ct), or give "
             "the projections they were made from"
         )
     if not views:
