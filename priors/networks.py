@@ -112,6 +112,18 @@ class UNet(nn.Module):
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def of_real_images(self) -> "UNet":
+        """A network of real images that starts from this one of complex images: its real channel is kept."""
+        if not self.is_complex:
+            raise ValueError("expected a network of complex images, got one of real images: it is one already")
+        real = UNet(**self.arguments | {"is_complex": False})  # type: ignore[arg-type]
+        count = self.fold**2
+        state = {key: value.clone() for key, value in self.state_dict().items()}
+        state["head.weight"] = state["head.weight"][:, :count]
+        state |= {key: state[key][:count] for key in ("tail.weight", "tail.bias")}
+        real.load_state_dict(state)
+        return real
+
     def forward(self, x: Tensor, noise_label: Tensor) -> Tensor:
         """(..., y, x) images, and a noise label for each leading index (or one for all), to images of that shape."""
         *batch, height, width = x.shape

@@ -60,7 +60,8 @@ def train(
     validation : patterns of file names to validate on; if none, the last volume.
     label_share : share of training images that are drawn from label maps, where there are both.
     name : of the prior.
-    start : prior to start from, by its name or path (fine-tuning), for varnet also a denoiser; None: random weights.
+    start : prior to start from, by its name or path (fine-tuning), for varnet also a denoiser, for
+        real images also a prior of complex ones; None: random weights.
     learning_rate : of AdamW at its highest.
     card : JSON file with what the card shall say besides: licences, intended use.
     device : to train on.
@@ -242,7 +243,10 @@ def new(kind: Callable[..., Any], shape: dict[str, Any]) -> Any:
 
 
 def load_start(name_or_path: str | Path, task: str, *, is_complex: bool = True) -> "EDM | Supervised":
-    """The prior to fine-tune, its weights ready for training; a denoiser is unrolled where that is the task."""
+    """The prior to fine-tune, its weights ready for training.
+
+    A denoiser of complex images is unrolled where that is the task, and loses a channel where images are real.
+    """
     from priors import EDM, Supervised, VarNet, load
 
     try:
@@ -251,6 +255,9 @@ def load_start(name_or_path: str | Path, task: str, *, is_complex: bool = True) 
         raise InputError(f"--start: {error}") from error
     if task == "varnet" and isinstance(prior, EDM) and prior.is_complex:
         card, prior = prior.card, VarNet.unrolled(prior)
+        prior.card = card
+    if not is_complex and isinstance(prior, EDM) and prior.is_complex:
+        card, prior = prior.card, EDM(prior.network.of_real_images(), **prior.card["noise"])  # type: ignore[operator]
         prior.card = card
     kind = prior.task if isinstance(prior, Supervised) else "denoiser"
     if kind != task:

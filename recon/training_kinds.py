@@ -52,8 +52,9 @@ KINDS = {
         scale=WATER,
         network={"widths": (48, 96, 144), "blocks": (1, 2, 3), "features": 64},
         batch={
-            "images_per_step": 2,
+            "images_per_step": 1,
             "crops_per_image": 3,
+            "warmup": 20,
             "sigma_median": 0.08,
             "sigma_spread": 1.3,
             "sigma_data": 0.6,
@@ -67,8 +68,9 @@ KINDS = {
         scale=PLASTIC,
         network={"widths": (32, 64, 96), "features": 64},
         batch={
-            "images_per_step": 4,
+            "images_per_step": 3,
             "crops_per_image": 1,
+            "warmup": 20,
             "sigma_median": 0.15,
             "sigma_spread": 1.3,
             "sigma_data": 0.5,

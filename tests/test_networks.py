@@ -46,6 +46,17 @@ def test_complex_images_are_two_real_channels() -> None:
     torch.testing.assert_close(torch.stack([out.real, out.imag], dim=1), channels)
 
 
+def test_of_real_images_keeps_the_real_channel() -> None:
+    """Its response is the real part's, where the complex network is given no imaginary part."""
+    network, x = small(), image(2, 17, 16, dtype=torch.float32)
+    real = network.of_real_images()
+    assert not real.is_complex
+    expected = network(x.to(torch.complex64), torch.zeros(2)).real
+    torch.testing.assert_close(real(x, torch.zeros(2)), expected, rtol=1e-4, atol=1e-4)  # sums of other lengths
+    with pytest.raises(ValueError, match="got one of real images"):
+        real.of_real_images()
+
+
 def test_gradients() -> None:
     network, x = small().double(), image(1, 9, 10, dtype=torch.complex128).requires_grad_()
     assert torch.autograd.gradcheck(lambda v: network(v, torch.zeros(1, dtype=torch.float64)), x, fast_mode=True)
