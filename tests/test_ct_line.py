@@ -16,9 +16,12 @@ from recon.benchmark.run import benchmark
 from recon.cli import parse_range
 from recon.ct import CTScan, PreparedCT, likelihood, mean_attenuation, noise_of, prepare
 from recon.ct_undersampling import Part, choose_views, undersample
+from recon.datafit import _wilcoxon
 from recon.errors import InputError
 from recon.io.numpy_projections import write
 from recon.io.writers import RESULT_NAMES
+from recon.methods import METHODS
+from recon.noise import Noise
 from recon.phantom import head
 from recon.pipeline import reconstruct
 
@@ -325,3 +328,32 @@ def test_the_command_reads_ranges() -> None:
     for text in ("90", "a:b", "0:1:2"):
         with pytest.raises(InputError, match="expected FIRST:LAST in degrees"):
             parse_range(text)
+
+
+# Coverage and the check
+
+
+def test_samples_that_are_the_truth_cover_what_they_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data are projections of the very image: what is looked at is the noise of the reference, not a method."""
+    y, x = torch.meshgrid(torch.arange(48.0) - 23.5, torch.arange(40.0) - 19.5, indexing="ij")
+    image = sum(v * ((((y - b0) / b) ** 2 + ((x - a0) / a) ** 2) <= 1) for b0, a0, b, a, v in ELLIPSES)
+    expected = PHOTONS * torch.exp(-XRay(PARALLEL, GRID)(image))
+    counts = torch.poisson(expected, generator=torch.Generator().manual_seed(0))
+
+    def truth(scan: PreparedCT, rng: Noise) -> Tensor:
+        return (image / scan.scale).expand(len(rng), 1, *image.shape)
+
+    monkeypatch.setitem(METHODS, "truth", truth)
+    scan = CTScan(-(counts / PHOTONS).log()[None], PARALLEL, GRID, photons=PHOTONS)
+    result = reconstruct(scan, method="truth", samples=39, check=False, views=30)
+    (found,) = result.run["coverage"]
+    # About 750 pixels of the object, neighbours alike: 0.02 each if they were independent, 3 to 4 of these.
+    assert found["coverage"] == pytest.approx(found["nominal"], abs=0.07)
+
+
+def test_places_of_one_group_count_as_one() -> None:
+    """Copies of a place add no evidence."""
+    differences = torch.randn(1, 20, generator=torch.Generator().manual_seed(0)) + 0.5
+    once = _wilcoxon(differences, torch.arange(20))
+    assert _wilcoxon(differences.repeat(1, 5), torch.arange(20).repeat(5)) == pytest.approx(once)
+    assert _wilcoxon(differences.repeat(1, 5), torch.arange(100)) < once / 10
