@@ -1,5 +1,6 @@
 """The line from projections to an image: the scan, its preparation, its likelihood, the command."""
 
+import json
 import math
 import warnings
 from pathlib import Path
@@ -255,6 +256,19 @@ def test_half_of_the_views_are_compared_with_all(tmp_path: Path) -> None:
     assert any("photons a bin" in note for note in result.run["notes"])
     assert {path.name for path in tmp_path.iterdir()} == set(RESULT_NAMES)
     assert result.metrics["psnr"] > 20  # 25 here; 30 views of these photons
+
+
+def test_images_are_in_hu_where_water_is_known(tmp_path: Path) -> None:
+    import nibabel
+
+    result = reconstruct(fan_scan(water=0.02), method="fbp", views=45, out=tmp_path)
+    stored = torch.from_numpy(nibabel.load(tmp_path / "reconstruction.nii.gz").get_fdata()).movedim(-1, 0).mT
+    torch.testing.assert_close(stored.float(), 1000 * (result.mean / 0.02 - 1), rtol=1e-4, atol=0.01)  # HU, float32
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["units"] == "1/mm"
+    assert record["modality"] == "CT"
+    assert record["reference"] == "filtered back-projection of all views at full dose"
+    assert record["arguments"]["views"] == 45
 
 
 @pytest.mark.parametrize("method", ["dds", "dps", "split-gibbs", "score-mri", "l1-wavelet", "cg-sense", "fbp"])

@@ -125,7 +125,8 @@ def _scan(path: str, sha256: str) -> Scan:
     """A scan that stays open from cell to cell; the checksum tells a file from one that took its place."""
     scan = io.load(path)
     data = modality_of(scan).DATA
-    return replace(scan, **{data: _Kept(getattr(scan, data)), "reference": None})  # all the data are the reference
+    kept: dict[str, Any] = {data: _Kept(getattr(scan, data)), "reference": None}  # all the data are the reference
+    return replace(scan, **kept)
 
 
 class _Kept:

@@ -194,7 +194,8 @@ def make_grid(
     _check_list("files", [str(file) for file in files])
     scans = [io.load(path) for path in files]
     modality = _modality(scans, files)
-    methods, masks = methods or modality.METHODS, masks or modality.PARTS
+    methods = modality.METHODS if methods is None else methods
+    masks = modality.PARTS if masks is None else masks
     for what, values in {"methods": methods, "masks": masks, "accelerations": accelerations}.items():
         _check_list(what, [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
     if seeds < 1:

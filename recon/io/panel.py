@@ -160,7 +160,7 @@ def draw(
     height, width = tiles[0].image.shape
     width = HEIGHT * width / (height * pixel_aspect)
     top, above, gap = (0.3 if title else 0.0), 0.6, 0.06  # inches: for the title, for those of the tiles, between tiles
-    scale = 0.5 if any(tile.factor for tile in tiles) else 0.0  # room for the colour bar
+    scale = 0.65 if any(tile.factor for tile in tiles) else 0.0  # room for the colour bar
     size = len(rows[0]) * (width + gap) + gap + scale, top + len(rows) * (HEIGHT + above) + gap
     figure = Figure(figsize=size, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
