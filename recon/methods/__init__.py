@@ -27,11 +27,14 @@ from .ddrm import ddrm, ddrm_levels
 from .dds import dds, dds_hard, dds_levels, dds_published, dds_warm, published_levels, warm_levels
 from .diffpir import diffpir, diffpir_levels, diffpir_published_levels
 from .dps import dps, dps_levels, dps_norm, dps_published_levels
+from .fbp import fbp
 from .mcg import mcg, mcg_hard
 from .peers import bart_l1_wavelet, bart_tv, sigpy_l1_wavelet, sigpy_tv
+from .penalised import pwls, transmission
 from .pigdm import pigdm, pigdm_levels
 from .plug_and_play import plug_and_play_levels, pnp_admm, pnp_hqs
 from .red_diff import red_diff, red_diff_levels, red_diff_published_levels
+from .sart import os_sart, sirt
 from .score_ald import ald_levels, ald_published_levels, score_ald, score_ald_published
 from .score_mri import score_mri, score_mri_hard, score_mri_hybrid, ve_levels
 from .song import song, song_hard
@@ -58,6 +61,12 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "cg-sense": cg_sense,
     "l1-wavelet": l1_wavelet,
     "tv": total_variation,
+    "fbp": fbp,
+    "sirt": sirt,
+    "os-sart": os_sart,
+    "cgls": preset(cg_sense, "CGLS: weighted least squares, stopped early.", regularization=0.0),
+    "pwls": pwls,
+    "transmission": transmission,
     "bart-l1-wavelet": bart_l1_wavelet,
     "bart-tv": bart_tv,
     "sigpy-l1-wavelet": sigpy_l1_wavelet,

@@ -29,7 +29,7 @@ def cg_sense(
     Pruessmann et al., Magn Reson Med 46, 638 (2001).
     """
     A = likelihood.A
-    weight = (regularization * A.norm()) ** 2
+    weight = (regularization * A.norm()) ** 2 if regularization > 0 else 0.0
     b = likelihood.backprojection
     return cg(
         lambda x: A.gram(x) + weight * x,
@@ -114,7 +114,9 @@ def total_variation(
 ) -> Tensor:
     """Isotropic total variation by the primal-dual hybrid gradient method.
 
-    min_x 1/2 ||A x - y||^2 + regularization ||A|| sum_pixels |grad x|.
+    min_x 1/2 ||A x - y||^2 + regularization ||A|| sum_pixels |grad x|; with x >= 0 where images are real (attenuation).
+
+    For these, whose operators are worse conditioned, the steps start from ten of conjugate gradients.
 
     Parameters
     ----------
@@ -128,14 +130,16 @@ def total_variation(
     A = likelihood.A
     D = FiniteDifference(A.domain)
     norm = A.norm()
+    x0, is_real = torch.zeros_like(likelihood.backprojection), not A.domain.dtype.is_complex
     return pdhg(
         likelihood.grad,
         norm**2,
         D,
         math.sqrt(4 * A.domain.ndim),
         lambda u: project_ball(u, regularization * norm, -len(A.domain.shape) - 1),
-        torch.zeros_like(likelihood.backprojection),
+        likelihood.project(x0, iterations=10) if is_real else x0,
         iterations=iterations,
+        project=torch.relu if is_real else None,
         ratio=ratio,
         tolerance=tolerance,
         callback=callback,

@@ -11,7 +11,7 @@ from .subsets import check_ct, inverse, ordered_subsets
 
 
 def sirt(
-    scan: PreparedCT, *, iterations: int = 200, nonnegative: bool = True, callback: Callback | None = None
+    scan: PreparedCT, *, iterations: int = 150, nonnegative: bool = True, callback: Callback | None = None
 ) -> Tensor:
     """SIRT: x <- x + C A^T R (p - A x), R and C the inverse sums of rows and columns of A.
 
@@ -44,7 +44,7 @@ def os_sart(
     subset_views: int = 6,
     relaxation: float = 1.0,
     decay: float = 0.1,
-    iterations: int = 15,
+    iterations: int = 20,
     nonnegative: bool = True,
     callback: Callback | None = None,
 ) -> Tensor:
