@@ -36,19 +36,18 @@ from recon.training_volumes import read_nifti
 
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5)
 SCANS = {"brain_8ch": "mri/brain_8ch.h5", "brain_mprage_4ch": "mri/brain_mprage_4ch.h5"}
-COUNT = 8  # images of a series
 
 
 def images(data: Path, kind: str) -> dict[str, list[Tensor]]:
     """Test images (y, x) by the name of their source, for a prior of images of that kind."""
     if kind == "discs-ct":
         discs = DiscImages(seed=1000)
-        return {"discs": [discs[i] for i in range(COUNT)]}
+        return {"discs": [discs[i] for i in range(4)]}
     if kind == "head-ct":
         heads = HeadImages(label_maps(data, range(15, 18)), seed=20)
-        return {"label maps 15-17": [heads[i] for i in range(COUNT)]}
+        return {"label maps 15-17": [heads[i] for i in range(4)]}
     rendered = TrainingImages(label_maps(data, range(18, 21)), seed=20)
-    found = {"label maps 18-20": [rendered[i] for i in range(COUNT)]}
+    found = {"label maps 18-20": [rendered[i] for i in range(8)]}
     for name, path in SCANS.items():
         found[name] = [zero_filled(mri.likelihood(mri.prepare(io.load(data / path))))[0, 0]]
     return found
