@@ -259,11 +259,11 @@ def test_evaluations_and_callbacks():
         (score_ald, {"step": math.nan}, "step expects"),
         (score_ald, {"gamma": -0.1}, "gamma expects"),
         (score_ald, {"gamma": math.inf}, "gamma expects"),
-        (score_ald, {"updates": 0}, "at least 1 update"),
+        (score_ald, {"updates": 0}, "expected updates of 1 or more"),
         (score_ald_published, {"step": -1.0}, "positive numbers"),
         (score_ald_published, {"mse": 0.0}, "positive numbers"),
         (score_ald_published, {"mse": -5.0}, "positive numbers"),
-        (score_ald_published, {"updates": 0}, "at least 1 update"),
+        (score_ald_published, {"updates": 0}, "expected updates of 1 or more"),
     ],
 )
 def test_refuses_options_out_of_range(method, options, message):

@@ -196,7 +196,7 @@ def annealed_langevin(
     callback : called with the level and x.
     """
     if updates < 1:
-        raise InputError(f"annealed Langevin dynamics: expected at least 1 update per level, got {updates}")
+        raise InputError(f"annealed Langevin dynamics: expected updates of 1 or more for each level, got {updates}")
     levels = sigmas.tolist()[:-1]
     x = x0 + levels[0] * rng.randn_like(x0)
     for level, sigma in enumerate(levels):

@@ -168,8 +168,8 @@ def score_mri_hybrid(
     check_inputs("score_mri_hybrid", likelihood, denoiser, sigmas)
     if not (0 < first_weight < 2 and 0 < last_weight < 2):
         raise InputError(
-            f"score_mri_hybrid: weights expect numbers above 0 and below 2, where the step is stable, got "
-            f"{first_weight} and {last_weight}"
+            "score_mri_hybrid: expected weights above 0 and below 2, where the step is stable, got "
+            f"first_weight={first_weight} and last_weight={last_weight}"
         )
     levels, norm = sigmas.tolist()[:-1], likelihood.A.norm()
     weights = dict(zip(levels, torch.linspace(first_weight, last_weight, len(levels)).tolist(), strict=True))
