@@ -34,15 +34,14 @@ def pnp_admm(
     With a Gaussian prior and strength 1 it rests at the posterior mean, whatever sigma; how fast, sigma decides. In 30
     evaluations at its own levels it comes within 0.01 posterior standard deviations, if x is solved for well.
 
-    On two heads at fourfold acceleration it was 38 and 32.5 dB in 30 evaluations, better than the samplers with more.
-    Of its error it says nothing: for that, draw samples.
+    On a measured head it is better than one sample of any sampler (benchmarks/results/samplers.md). Of its error it says
+    nothing: for that, draw samples.
 
     Parameters
     ----------
     sigmas : (steps + 1,) decreasing to 0; one network evaluation each, but for the 0.
     strength : weight of the data relative to their measured noise. Above 1 the prior counts for less.
-    iterations : of conjugate gradients for x, from z - u. Few: more of them fit the errors of the coil maps (20 cost
-        2.5 dB on the first head, none on the second).
+    iterations : of conjugate gradients for x, from z - u. Few: more of them fit the errors of the coil maps.
     callback : called with the step and z.
 
     Returns
@@ -85,7 +84,7 @@ def pnp_hqs(
     """Plug-and-play half-quadratic splitting: the data and the denoiser in turn, at falling noise levels.
 
     x = argmin strength sigma^2 nll(x) + 1/2 ||x - z||^2, then z = D(x, sigma); `pnp_admm` without u, and without its
-    memory of what both disagree on: 2.6 and 4.4 dB below it on the two heads. With a Gaussian prior it rests where the
+    memory of what both disagree on. With a Gaussian prior it rests where the
     covariance were C + sigma^2 instead of C, and denoises that: the last level decides.
 
     Parameters as for `pnp_admm`; the published lambda is 1 / strength, 0.23 there.

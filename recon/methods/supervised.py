@@ -15,9 +15,9 @@ from .zero_filled import combination, zero_filled
 def unet(likelihood: Gaussian, network: PostProcessing) -> Tensor:
     """U-Net: the zero-filled, coil-combined image through a network; it never looks at the data again.
 
-    Trained on lines left out at random along one axis, fourfold and eightfold, and not for long: on two heads it gains
-    about 1 dB on the zero-filled image there. Nothing makes the image agree with the data: under Poisson masks it loses
-    up to 3 dB.
+    Trained on lines left out at random along one axis, fourfold and eightfold, and not for long: on two measured heads
+    it gains about 1 dB on the zero-filled image there (benchmarks/results/grid/table.md). Nothing makes the image agree
+    with the data: on points left out in two dimensions it is below the zero-filled image at x4.
 
     Returns
     -------
@@ -45,8 +45,9 @@ def varnet(likelihood: Gaussian, network: VarNet) -> Tensor:
     The gradient is (S^H S)^-1 A^H (A x - y): whatever weights whitening has put into the maps, a step of 1 solves the
     fully sampled problem. Each step is followed by a denoiser, see `priors.VarNet`.
 
-    Trained on lines left out at random along one axis, fourfold and eightfold, with 4 to 8 coils. On two heads, one
-    mask each, it is 1.7 and 0.2 dB above l1-wavelet at random x4, and 0.2 to 2.5 dB below it under unseen masks.
+    Trained on lines left out at random along one axis, fourfold and eightfold, with 4 to 8 coils. On two measured heads
+    it is above l1-wavelet there, and below it on equispaced lines x4 and where points are left out in two dimensions
+    (benchmarks/results/grid/table.md).
 
     Returns
     -------
