@@ -34,8 +34,8 @@ def pnp_admm(
     With a Gaussian prior and strength 1 it rests at the posterior mean, whatever sigma; how fast, sigma decides. In 30
     evaluations at its own levels it comes within 0.01 posterior standard deviations, if x is solved for well.
 
-    On a measured head it is better than one sample of any sampler (benchmarks/results/samplers.md). Of its error it says
-    nothing: for that, draw samples.
+    On a measured head it is better than one sample of any sampler (benchmarks/results/samplers.md). Of its error it
+    says nothing: for that, draw samples.
 
     Parameters
     ----------
