@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 from oracle import (
-    GaussianDenoiser,
     dense,
     exact_moments,
     multicoil_problem,
@@ -22,7 +21,7 @@ from operators.mri import sense
 from recon.likelihood import Gaussian
 from recon.methods import METHODS, SCHEDULES, inputs_of, options_of
 from recon.methods.ddrm import ddrm, ddrm_levels
-from recon.methods.diffusion import Counted, NonFiniteError
+from recon.methods.diffusion import Counted
 from recon.noise import Noise
 from recon.schedules import ddpm, geometric
 
@@ -136,17 +135,6 @@ def test_scans_of_many_coils_go_coil_by_coil():
     assert SCHEDULES["ddrm"] is ddrm_levels
 
 
-class Broken(GaussianDenoiser):
-    def __call__(self, x, sigma):
-        return super().__call__(x, sigma) * (math.nan if sigma < 1 else 1.0)
-
-
-def test_stops_where_the_network_is_not_finite():
-    p, sigmas = reference_problem(), torch.tensor([2.0, 0.5, 0.0])
-    with pytest.raises(NonFiniteError, match=r"step 1 \(sigma = 0\.5\)"):
-        ddrm(p.likelihood, Broken(p.mean, p.covariance, 1), sigmas, rng=Noise(0, [0]))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -161,13 +149,6 @@ def test_refuses_options_outside_their_range(options, message):
 
 
 def test_refuses_what_does_not_fit():
-    p, q, sigmas = reference_problem(), multicoil_problem(), torch.tensor([1.0, 0.0])
+    q, sigmas = multicoil_problem(), torch.tensor([1.0, 0.0])
     with pytest.raises(ValueError, match=r"ddrm: .* got 1 sets of 3 coils .* reconstruct coil by coil"):
         ddrm(q.likelihood, q.denoiser, sigmas, rng=Noise(0, [0]))
-    with pytest.raises(ValueError, match="real_imag"):
-        ddrm(q.likelihood, p.denoiser, sigmas, rng=Noise(0, [0]))
-    with pytest.raises(ValueError, match="ddrm needs a Gaussian likelihood, got Matrix"):
-        ddrm(p.A, p.denoiser, sigmas, rng=Noise(0, [0]))
-    p.denoiser.sigma_max = 0.5
-    with pytest.raises(ValueError, match=r"trained for 0\.5"):
-        ddrm(p.likelihood, p.denoiser, sigmas, rng=Noise(0, [0]))

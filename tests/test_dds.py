@@ -19,7 +19,7 @@ from oracle import (
 from recon.methods import METHODS, SCHEDULES, options_of
 from recon.methods.classical import l1_wavelet
 from recon.methods.dds import dds, dds_hard, dds_levels, dds_published, dds_warm, warm_levels
-from recon.methods.diffusion import Counted, NonFiniteError
+from recon.methods.diffusion import Counted
 from recon.methods.split_gibbs import couplings
 from recon.noise import Noise
 from recon.schedules import ddpm, geometric, karras, start_at
@@ -254,29 +254,12 @@ def test_one_evaluation_per_step_and_a_callback_each():
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
-class Broken(GaussianDenoiser):
-    def __call__(self, x, sigma):
-        return super().__call__(x, sigma) * (math.nan if sigma < 1 else 1.0)
-
-
-def test_stops_where_the_network_is_not_finite():
-    p = reference_problem()
-    broken = Broken(p.mean, p.covariance, 1)
-    step = int((ddpm(20) >= 1).sum())
-    with pytest.raises(NonFiniteError, match=rf"step {step} \(sigma = {float(ddpm(20)[step]):.4g}\)"):
-        dds(p.likelihood, broken, ddpm(20), rng=Noise(0, [0]))
-
-
 def test_refuses_what_does_not_fit():
     p, q = reference_problem(), multicoil_problem()
     rng = Noise(0, [0])
-    with pytest.raises(ValueError, match="real_imag"):
-        dds(q.likelihood, p.denoiser, ddpm(5), rng=rng)
     with pytest.raises(ValueError, match="prior is for complex images"):
         dds(p.likelihood, q.denoiser, ddpm(5), rng=rng)
     with pytest.raises(ValueError, match="2-D"):
         dds(p.likelihood, GaussianDenoiser(p.mean, p.covariance, 2), ddpm(5), rng=rng)
-    with pytest.raises(ValueError, match="dds needs a Gaussian likelihood, got Matrix"):
-        dds(p.A, p.denoiser, ddpm(5), rng=rng)
     with pytest.raises(ValueError, match="eta"):
         dds(p.likelihood, p.denoiser, ddpm(5), rng=rng, eta=1.1)

@@ -24,7 +24,7 @@ from operators.linop import Matrix
 from priors import chunked
 from recon.errors import InputError
 from recon.likelihood import Gaussian
-from recon.methods.diffusion import Counted, NonFiniteError
+from recon.methods.diffusion import Counted
 from recon.methods.dps import (
     dps,
     dps_levels,
@@ -302,28 +302,3 @@ def test_refuses_weights_that_are_not_positive(method, zeta):
     p = reference_problem()
     with pytest.raises(InputError, match="zeta: expected a positive strength"):
         method(p.likelihood, p.denoiser, torch.tensor([1.0, 0.0]), rng=Noise(0, [0]), zeta=zeta)
-
-
-@pytest.mark.parametrize("method", [dps, dps_norm])
-def test_refuses_what_does_not_fit(method):
-    p, q = reference_problem(), multicoil_problem()
-    sigmas, rng = torch.tensor([1.0, 0.1, 0.0]), Noise(0, [0])
-    with pytest.raises(InputError, match="real_imag"):
-        method(q.likelihood, p.denoiser, sigmas, rng=rng)
-    with pytest.raises(InputError, match="needs a Gaussian likelihood, got Matrix"):
-        method(p.A, p.denoiser, sigmas, rng=rng)
-    p.denoiser.sigma_min, p.denoiser.sigma_max = 0.2, 10.0
-    with pytest.raises(InputError, match=r"trained for 10 to 0\.2"):
-        method(p.likelihood, p.denoiser, sigmas, rng=rng)
-
-
-class Broken(GaussianDenoiser):
-    def __call__(self, x, sigma):
-        return super().__call__(x, sigma) * (math.nan if sigma < 0.5 else 1.0)
-
-
-def test_stops_where_the_network_is_not_finite():
-    p = reference_problem()
-    broken, sigmas = Broken(p.mean, p.covariance, 1), torch.tensor([1.0, 0.1, 0.0])
-    with pytest.raises(NonFiniteError, match=r"step 1 \(sigma = 0\.1\)"):
-        dps(p.likelihood, broken, sigmas, rng=Noise(0, [0]))

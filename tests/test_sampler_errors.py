@@ -12,6 +12,7 @@ from recon.errors import InputError
 from recon.methods import METHODS, inputs_of, options_of
 from recon.methods.csgm import csgm
 from recon.methods.ddrm import ddrm
+from recon.methods.diffusion import NonFiniteError
 from recon.mri import PreparedMRI
 from recon.noise import Noise
 
@@ -101,6 +102,20 @@ def test_steps_that_are_not_positive(name, option):
     refused(name, option, **{option: -1})
     if option not in MAY_BE_ZERO and "generator" not in inputs_of(METHODS[name]):
         refused(name, option, **{option: 0})
+
+
+class Broken(GaussianDenoiser):
+    def __call__(self, x, sigma):
+        return super().__call__(x, sigma) * (math.nan if sigma < 0.5 else 1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in ITERATIVE if "denoiser" in inputs_of(METHODS[name])])
+def test_a_network_that_is_not_finite(name):
+    """Stops with the step and the sigma."""
+    p = problem()
+    broken = Broken(p.mean, p.covariance, 2)
+    with pytest.raises(NonFiniteError, match=r"returned NaN or infinity at step \d \(sigma = 0\.[0-4]"):
+        call(name, denoiser=broken)
 
 
 def test_no_samples():

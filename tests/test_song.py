@@ -197,15 +197,3 @@ def test_refuses_options_out_of_range(sampler, options, message):
     p = reference_problem()
     with pytest.raises(ValueError, match=message):
         sampler(p.likelihood, p.denoiser, levels(5), rng=Noise(0, [0]), **options)
-
-
-@pytest.mark.parametrize("sampler", [song, song_hard])
-def test_refuses_what_does_not_fit(sampler):
-    p, q = reference_problem(), multicoil_problem()
-    with pytest.raises(ValueError, match="real_imag"):
-        sampler(q.likelihood, p.denoiser, levels(5), rng=Noise(0, [0]))
-    with pytest.raises(ValueError, match=f"{sampler.__name__} needs a Gaussian likelihood, got Matrix"):
-        sampler(p.A, p.denoiser, levels(5), rng=Noise(0, [0]))
-    p.denoiser.sigma_min, p.denoiser.sigma_max = 0.002, 10.0
-    with pytest.raises(ValueError, match="trained for 10 to"):
-        sampler(p.likelihood, p.denoiser, levels(5, largest=20.0), rng=Noise(0, [0]))

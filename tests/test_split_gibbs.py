@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from oracle import (
-    GaussianDenoiser,
     MixtureDenoiser,
     OneStream,
     dense,
@@ -19,7 +18,7 @@ from oracle import (
 
 from operators.linop import Matrix
 from recon.likelihood import Gaussian
-from recon.methods.diffusion import Counted, NonFiniteError
+from recon.methods.diffusion import Counted
 from recon.methods.split_gibbs import couplings, draw_prior, split_gibbs
 from recon.noise import Noise
 
@@ -159,19 +158,6 @@ def test_calls_back_at_every_level():
         callback=lambda level, z: seen.append((level, z.shape)),
     )
     assert seen == [(level, (2, 8)) for level in range(5)]
-
-
-class Broken(GaussianDenoiser):
-    def __call__(self, x, sigma):
-        return super().__call__(x, sigma) * (math.inf if sigma < 0.1 else 1.0)
-
-
-def test_stops_where_the_network_is_not_finite():
-    p = reference_problem()
-    with pytest.raises(NonFiniteError, match=r"step 1 \(sigma = 0.07071\)"):
-        split_gibbs(
-            p.likelihood, Broken(p.mean, p.covariance, 1), torch.tensor([1.0, 0.1, 0.05, 0.0]), rng=Noise(0, [0])
-        )
 
 
 def test_refuses_couplings_below_the_range_of_the_prior():
