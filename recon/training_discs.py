@@ -23,7 +23,7 @@ class DiscImages:
     seed : of the whole series.
     """
 
-    def __init__(self, *, shape: tuple[int, int] = (192, 192), seed: int = 0) -> None:
+    def __init__(self, *, shape: tuple[int, int] = (256, 256), seed: int = 0) -> None:
         self.shape, self.seed = shape, seed
 
     def __getitem__(self, index: int) -> Tensor:
@@ -31,7 +31,11 @@ class DiscImages:
 
 
 def render(shape: tuple[int, int], rng: Rng) -> Tensor:
-    """One image: material of the disc, less its holes, with cupping, shading and texture."""
+    """One image: material of the disc, less its holes, with cupping, shading and texture.
+
+    X-rays harden on their way: thick parts seem less dense, by a quarter where the voltage is low, and together with
+    scatter what is not there seems to be, in holes up to a fifth of the material.
+    """
     radius = math.exp(rng.uniform(math.log(70), math.log(260)))
     room = np.maximum(0, 1.1 * radius - np.array(shape) / 2) + 10
     centre = rng.uniform(-room, room)
@@ -41,12 +45,13 @@ def render(shape: tuple[int, int], rng: Rng) -> Tensor:
     outline = torch.hypot(y, x) - radius if rng.random() < 0.85 else polygon(y, x, corners(radius, rng))
     width = rng.uniform(1, 2.5)  # of a border in pixels: 1 for the mean over a pixel, more for a detector's blur
     material = coverage(outline, width)
-    cupping = 1 - rng.uniform(0, 0.1) * (1 - (y.square() + x.square()) / radius**2).clamp(min=0)
-    material = material * cupping * (1 + rng.uniform(0, 0.02) * smooth_field(shape, rng))
-    filled = rng.random() < 0.1
+    cupping = 1 - rng.uniform(0, 0.25) * (1 - (y.square() + x.square()) / radius**2).clamp(min=0)
+    material = material * cupping * (1 + rng.uniform(0, 0.03) * smooth_field(shape, rng))
+    filled, left = rng.random() < 0.1, rng.uniform(0, 0.2) * (rng.random() < 0.7)
+    left = left * (1 + 0.3 * smooth_field(shape, rng))
     for distance in holes(y, x, radius, rng):
         hole = coverage(distance, width)
-        material = material * (1 - hole) + (rng.uniform(0, 1.6) if filled else 0.0) * hole
+        material = material * (1 - hole) + (rng.uniform(0, 1.6) if filled else left) * hole
     image = material * (1 + rng.uniform(0, 0.25) * texture(shape, rng))
     if rng.random() < 0.5:  # what scatter and drift leave in air
         image = image + rng.uniform(-0.01, 0.02) + rng.uniform(0, 0.01) * smooth_field(shape, rng)
@@ -79,17 +84,27 @@ def holes(y: Tensor, x: Tensor, radius: float, rng: Rng) -> list[Tensor]:
 
 
 def hole(y: Tensor, x: Tensor, size: float, kind: int, rng: Rng) -> Tensor:
-    """Signed distance to a circle, a polygon or a slot within `size` of the origin."""
-    if kind == 0:
+    """Signed distance to a circle or an ellipse, a polygon or a slot within `size` of the origin."""
+    if kind == 0 and rng.random() < 0.5:
         return torch.hypot(y, x) - size
+    if kind == 0:
+        return ellipse(y, x, size, size * rng.uniform(0.4, 0.95), rng.uniform(0, math.pi))
     if kind == 1:
-        return polygon(y, x, corners(size, rng))
+        rounding = size * rng.uniform(0, 0.4) * (rng.random() < 0.6)  # of the corners
+        return polygon(y, x, corners(size - rounding, rng)) - rounding
     half, turn = size * rng.uniform(0.08, 0.45), rng.uniform(0, math.pi)
     along, across = math.cos(turn) * x + math.sin(turn) * y, math.cos(turn) * y - math.sin(turn) * x
     outside = (along.abs() - (size - half)).clamp(min=0)
     if rng.random() < 0.5:
         return torch.hypot(outside, across) - half
     return torch.maximum(along.abs() - 0.95 * (size - half / 2), across.abs() - half / 2)
+
+
+def ellipse(y: Tensor, x: Tensor, long: float, short: float, turn: float) -> Tensor:
+    """Signed distance to an ellipse with these semi-axes, to first order about its border."""
+    u, v = (math.cos(turn) * x + math.sin(turn) * y) / long, (math.cos(turn) * y - math.sin(turn) * x) / short
+    r = torch.hypot(u, v).clamp(min=1e-6)
+    return (r - 1) * r / torch.hypot(u / long, v / short).clamp(min=1e-6)
 
 
 def corners(size: float, rng: Rng) -> NDArray[np.float64]:

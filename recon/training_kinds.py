@@ -53,8 +53,8 @@ KINDS = {
         network={"widths": (48, 96, 144), "blocks": (1, 2, 3), "features": 64},
         batch={
             "images_per_step": 1,
-            "crops_per_image": 3,
-            "warmup": 20,
+            "crops_per_image": 4,
+            "warmup": 100,
             "sigma_median": 0.08,
             "sigma_spread": 1.3,
             "sigma_data": 0.6,
@@ -66,11 +66,12 @@ KINDS = {
         is_complex=False,
         is_synthetic=True,
         scale=PLASTIC,
-        network={"widths": (32, 64, 96), "features": 64},
+        network={"fold": 4},  # edges are few and discs large: it sees 2.5 times as far at a quarter of the cost
         batch={
-            "images_per_step": 3,
+            "images_per_step": 4,
             "crops_per_image": 1,
-            "warmup": 20,
+            "crop": 192,
+            "warmup": 100,
             "sigma_median": 0.15,
             "sigma_spread": 1.3,
             "sigma_data": 0.5,
