@@ -128,7 +128,7 @@ def reconstruct(
             "version": version("tweedie-recon"),
         }
         parts = PartialResults(folder if named else None, run_key)
-        run = _Run(scan, settings, loaded, calibration, parts, progress)
+        run = _Run(scan, settings, loaded, card or {}, calibration, parts, progress)
         checked = run.check()
         if checked is not None and checked.warning:
             warnings.warn(checked.statement.removeprefix("WARNING: "), stacklevel=2)
@@ -156,6 +156,7 @@ class _Run:
     scan: Scan
     settings: Settings
     prior: Denoiser | Generator | Supervised | None
+    card: dict[str, Any]
     calibration: Calibration | None
     parts: PartialResults
     progress: Progress | None
@@ -185,7 +186,7 @@ class _Run:
             return apply_method(
                 prepared,
                 settings,
-                self.prior,
+                self._prior(prepared),
                 stream=(settings.seed, index, 1),
                 parts=self.parts,
                 name=f"check-{index:04d}-{name}",
@@ -206,7 +207,7 @@ class _Run:
         images = apply_method(
             prepared,
             self.settings,
-            self.prior,
+            self._prior(prepared),
             stream=(self.settings.seed, index),
             parts=self.parts,
             name=f"slice-{index:04d}",
@@ -240,6 +241,12 @@ class _Run:
     def _prepare(self, scan: Scan) -> Prepared:
         prepared: Prepared = self.modality.prepare(scan, self.settings, self.noise)
         return prepared
+
+    def _prior(self, prepared: Prepared) -> Denoiser | Generator | Supervised | None:
+        """The prior as images of this scan need it."""
+        if self.prior is None or isinstance(self.prior, Generator | Supervised):
+            return self.prior
+        return self.modality.denoiser(self.prior, self.card, prepared)
 
     def _coverage(
         self, scan: Scan, given: Scan, prepared: Prepared, x: Tensor, index: int

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -280,6 +280,24 @@ def test_methods_run_on_real_images(method: str) -> None:
     assert bool(torch.isfinite(result.mean).all())
     assert (result.std is not None) == draws
     assert (result.run["coverage"][0] is not None) == draws
+
+
+class InUnits(Smooth):
+    """A prior of attenuation over 0.005/mm, which keeps the last images that it was shown."""
+
+    card: ClassVar = {"scale_per_mm": 0.005}
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        self.shown = x
+        return super().__call__(x, sigma)
+
+
+@pytest.mark.parametrize("water", [None, 0.02])
+def test_a_prior_sees_images_in_its_own_unit(water: float | None) -> None:
+    prior = InUnits()
+    result = reconstruct(fan_scan(water=water), method="dds", prior=prior, steps=20, check=False)
+    # The last level adds little noise; a few of the data remain to be met after it.
+    assert float(prior.shown.mean()) == pytest.approx(float(result.mean.mean()) / 0.005, rel=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:the prior does not suit")

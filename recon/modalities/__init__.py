@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol, cast
 
 from torch import Tensor
+
+from priors.denoiser import Denoiser
 
 from ..ct import CTScan, PreparedCT
 from ..datafit import Withheld
@@ -97,6 +99,10 @@ class Modality(Protocol):
 
     def likelihood(self, prepared: Any) -> Gaussian:
         """Of images whose bright parts are about 1."""
+        ...
+
+    def denoiser(self, denoiser: Denoiser, card: Mapping[str, Any], prepared: Any) -> Denoiser:
+        """A prior with its card, told what is 1 in these images if it was trained on images in a unit."""
         ...
 
     def preview(self, prepared: Any) -> Tensor:

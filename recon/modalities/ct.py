@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.fbp import filtered_back_projection
+from priors.denoiser import Denoiser, affine
 
 from ..ct import CTScan, NoiseLevel, PreparedCT, likelihood, noise_of
 from ..ct import prepare as prepare_ct
@@ -103,6 +105,11 @@ def noise(scan: CTScan) -> NoiseLevel:
 
 def prepare(scan: CTScan, settings: Settings, noise: NoiseLevel) -> PreparedCT:
     return prepare_ct(scan, noise=noise)
+
+
+def denoiser(denoiser: Denoiser, card: Mapping[str, Any], prepared: PreparedCT) -> Denoiser:
+    """Priors of CT are trained on attenuation over the `scale_per_mm` of their card."""
+    return affine(denoiser, prepared.scale / card["scale_per_mm"]) if "scale_per_mm" in card else denoiser
 
 
 def preview(prepared: PreparedCT) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from operators.masks import acceleration as acceleration_of
 from operators.masks import calibration_region, mask_function
+from priors.denoiser import Denoiser
 
 from .. import datafit
 from ..coverage import retrospective_coverage
@@ -102,6 +104,10 @@ def noise(scan: MRIScan) -> NoiseEstimate:
 
 def prepare(scan: MRIScan, settings: Settings, noise: NoiseEstimate) -> PreparedMRI:
     return prepare_mri(scan, noise=noise, coils=settings.coils, sets=settings.sets)
+
+
+def denoiser(denoiser: Denoiser, card: Mapping[str, Any], prepared: PreparedMRI) -> Denoiser:
+    return denoiser  # units are the receiver's: priors are trained on images that are prepared likewise
 
 
 def preview(prepared: PreparedMRI) -> Tensor:
