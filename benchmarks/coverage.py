@@ -31,7 +31,7 @@ from benchmarks.quality import KINDS, SCANS, Case, Cells, image_of
 from priors.denoiser import Denoiser
 from recon import mri
 from recon.likelihood import Gaussian
-from recon.methods import SCHEDULES, method_named
+from recon.methods import levels_of, method_named
 from recon.methods.diffusion import Counted
 from recon.methods.zero_filled import zero_filled
 from recon.noise import Noise
@@ -47,7 +47,7 @@ def cell(
     """Coverage and width of the intervals of one sampler under one mask, with the quality of its mean."""
     prepared = mri.prepare(case.scan, noise=case.noise)
     likelihood = mri.likelihood(prepared)
-    counted, sigmas = Counted(prior), SCHEDULES[method](likelihood, prior, steps)
+    counted, sigmas = Counted(prior), levels_of(method_named(method))(likelihood, prior, steps)
     start = time.perf_counter()
     x = method_named(method)(likelihood, counted, sigmas, rng=Noise(0, range(samples)))
     seconds = time.perf_counter() - start

@@ -36,7 +36,7 @@ from operators.fourier import fftc
 from operators.masks import MASKS
 from recon import metrics, mri
 from recon.coils import apply_coil_matrix, noise_factor, whitener
-from recon.methods import SCHEDULES, inputs_of, method_named
+from recon.methods import inputs_of, levels_of, method_named
 from recon.methods.zero_filled import zero_filled
 from recon.noise import Noise
 from recon.noise_level import NoiseEstimate
@@ -171,7 +171,7 @@ def ours(case: Case, method: str, *, prior: Any, samples: int) -> dict[str, floa
     function = method_named(method)
     given: dict[str, Any] = {"likelihood": likelihood, "scan": prepared, "denoiser": prior}
     if "sigmas" in inputs_of(function):
-        given |= {"sigmas": SCHEDULES[method](likelihood, prior, None), "rng": Noise(0, range(samples))}
+        given |= {"sigmas": levels_of(function)(likelihood, prior, None), "rng": Noise(0, range(samples))}
     start = time.perf_counter()
     x = function(**{name: given[name] for name in inputs_of(function)})
     seconds = time.perf_counter() - start

@@ -27,7 +27,7 @@ from operators.masks import mask_function
 from recon import io, mri
 from recon.apply import prior_inputs
 from recon.errors import ReconError
-from recon.methods import METHODS, SCHEDULES, inputs_of, options_of
+from recon.methods import METHODS, has_levels, inputs_of, options_of
 from recon.noise import Noise
 
 STEPS = 8
@@ -103,7 +103,7 @@ def main() -> None:
     for precision in ("float32", "bf16"):
         denoiser = priors.load("brain") if precision == "float32" else priors.bf16(priors.load("brain"))
         denoiser = priors.chunked(denoiser, 2**16)
-        for name in (n for n in METHODS if n in SCHEDULES and n not in ONE_COIL):
+        for name in (n for n, f in METHODS.items() if has_levels(f) and n not in ONE_COIL):
             try:
                 repeats = [overhead(name, prepared, denoiser, watch, noise) for _ in range(arguments.repeats)]
             except ReconError as error:

@@ -26,7 +26,7 @@ import recon
 from benchmarks import peers
 from benchmarks.quality import Cells
 from recon.errors import ReconError
-from recon.methods import CAVEATS, METHODS, SCHEDULES, inputs_of
+from recon.methods import METHODS, caveat_of, has_levels, inputs_of
 
 SCAN = "brain_8ch.h5"
 LONG = (("dds", 50), ("dds-49", None), ("score-mri", 2000))
@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def sample(path: Path, method: str, *, steps: int | None, seed: int, precision: str) -> dict[str, Any]:
     """One sample of a method, by the public line."""
-    has_prior, start = method in SCHEDULES, time.process_time()
+    has_prior, start = has_levels(METHODS[method]), time.process_time()
     result = recon.reconstruct(
         path,
         method=method,
@@ -60,7 +60,7 @@ def table(rows: list[tuple[str, list[dict[str, Any]]]], *, weaknesses: bool) -> 
             lines.append(f"| {name} | | | | | {cells[0]['error']} |")
             continue
         figures = [f"{mean(c[key] for c in cells):.{digits}f}" for key, digits in FIGURES]
-        weakness = f" {CAVEATS.get(name, '')} |" if weaknesses else ""
+        weakness = f" {caveat_of(METHODS[name])} |" if weaknesses else ""
         lines.append(f"| {name} | {cells[0]['evaluations']} | " + " | ".join(figures) + " |" + weakness)
     return "\n".join(lines) + "\n"
 
@@ -96,7 +96,7 @@ def main() -> None:
         (f"{name}, {steps} levels" if steps else name, [cell(name, steps, seed) for seed in range(arguments.masks)])
         for name, steps in LONG
     ]
-    names = ["zero-filled", "l1-wavelet", *(n for n in METHODS if n in SCHEDULES and n not in ONE_COIL)]
+    names = ["zero-filled", "l1-wavelet", *(n for n, f in METHODS.items() if has_levels(f) and n not in ONE_COIL)]
     every = [(name, [cell(name, None, 0)]) for name in names]
     header = (
         f"`python -m benchmarks.samplers {' '.join(sys.argv[1:])}`, {peers.machine()['cpu']}, torch "

@@ -18,7 +18,7 @@ from priors.supervised import Supervised
 
 from .errors import InputError, ReconError
 from .likelihood import Gaussian
-from .methods import SCHEDULES, inputs_of, method_named, options_of, takes_prior
+from .methods import inputs_of, levels_of, method_named, options_of, takes_prior
 from .methods.csgm import CountedGenerator
 from .methods.diffusion import Counted
 from .modalities import Prepared, modality_of
@@ -136,9 +136,10 @@ def prior_inputs(
             raise InputError("steps: this prior is a generator, which has no noise levels; leave it out")
         generator = CountedGenerator(prior)
         return {"generator": generator}, generator
-    if isinstance(likelihood.A, Sense) and "likelihood" in inputs_of(method_named(name)):
+    method = method_named(name)
+    if isinstance(likelihood.A, Sense) and "likelihood" in inputs_of(method):
         prior = within(prior, likelihood.A.support)
-    denoiser, sigmas = Counted(prior), SCHEDULES[name](likelihood, prior, steps)
+    denoiser, sigmas = Counted(prior), levels_of(method)(likelihood, prior, steps)
     return {"denoiser": denoiser, "sigmas": sigmas, "generator": probability_flow(denoiser, sigmas)}, denoiser
 
 

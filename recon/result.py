@@ -29,7 +29,7 @@ from .io.writers import (
     write_run,
     write_submission,
 )
-from .methods import CAVEATS, inputs_of, method_named
+from .methods import caveat_of, inputs_of, method_named
 from .modalities import Scan, modality_of
 from .posterior import Coverage, magnitude, summarize
 from .projections import to_hu
@@ -175,7 +175,7 @@ def assemble(
     first, is_complex = posteriors[0], posteriors[0].samples.is_complex()
     mean = _volume([posterior.mean for posterior in posteriors])
     reference = _volume_if_any([result.reference for result in results])
-    caveat = "" if calibration is not None else CAVEATS.get(settings.method, "")  # of the spread as it was drawn
+    caveat = caveat_of(method_named(settings.method)) if calibration is None else ""  # of the spread as it was drawn
     doubt = "" if calibration is None else calibration.check(settings, card)
     statement = f"{first.statement} {caveat}".strip() if _samples(settings) else ""
     shown = torch.stack([to_image(p.samples).movedim(0, -3) for p in posteriors]).flatten(0, -4)

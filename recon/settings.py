@@ -12,7 +12,7 @@ import torch
 from operators.masks import mask_function
 
 from .errors import InputError
-from .methods import SCHEDULES, check_options, inputs_of, method_named, own_prior, takes_prior
+from .methods import check_options, has_levels, inputs_of, method_named, own_prior, takes_prior
 from .records import tuned_options
 
 
@@ -86,7 +86,7 @@ class Settings:
             ("samples", draws, "draws no samples"),
             ("calibrated", draws, "draws no samples"),
             ("prior", has_prior, "uses no prior"),
-            ("steps", self.method in SCHEDULES, "has no noise levels"),
+            ("steps", has_levels(method), "has no noise levels"),
         ]:
             if getattr(self, name) is not None and not used:
                 raise InputError(f"{name}: {self.method} {why}; leave it out, or use dds, say")

@@ -19,7 +19,7 @@ from operators.fourier import ifftc
 from operators.linop import Matrix
 from operators.mri import sense
 from recon.likelihood import Gaussian
-from recon.methods import METHODS, SCHEDULES, inputs_of, options_of
+from recon.methods import METHODS, inputs_of, levels_of, options_of
 from recon.methods.ddrm import ddrm, ddrm_levels
 from recon.methods.diffusion import Counted
 from recon.noise import Noise
@@ -132,7 +132,7 @@ def test_one_evaluation_per_step_and_a_callback_each():
 def test_scans_of_many_coils_go_coil_by_coil():
     assert inputs_of(METHODS["ddrm"]) == ("scan", "denoiser", "sigmas", "rng")
     assert options_of(METHODS["ddrm"]) == {"eta": 0.85, "eta_data": 1.0}
-    assert SCHEDULES["ddrm"] is ddrm_levels
+    assert levels_of(METHODS["ddrm"]) is ddrm_levels
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from oracle import (
     reference_problem,
 )
 
-from recon.methods import METHODS, SCHEDULES, options_of
+from recon.methods import METHODS, levels_of, options_of
 from recon.methods.classical import l1_wavelet
 from recon.methods.dds import dds, dds_hard, dds_levels, dds_published, dds_warm, warm_levels
 from recon.methods.diffusion import Counted
@@ -234,13 +234,12 @@ def test_published_settings_take_their_evaluations(evaluations):
     p, name = reference_problem(), f"dds-{evaluations}"
     p.denoiser.sigma_min, p.denoiser.sigma_max = 0.002, 10.0  # of the embedded prior, below that of DDPM
     assert options_of(METHODS[name]) == {"gamma": 1.0, "eta": 0.85, "iterations": 5}
-    counted, rng = Counted(p.denoiser), Noise(0, range(2))
-    x = METHODS[name](
-        likelihood=p.likelihood, denoiser=counted, sigmas=SCHEDULES[name](p.likelihood, p.denoiser, None), rng=rng
-    )
+    counted, levels = Counted(p.denoiser), levels_of(METHODS[name])
+    sigmas = levels(p.likelihood, p.denoiser, None)
+    x = METHODS[name](likelihood=p.likelihood, denoiser=counted, sigmas=sigmas, rng=Noise(0, range(2)))
     assert counted.evaluations == evaluations
     assert x.shape == (2, 8)
-    assert len(SCHEDULES[name](p.likelihood, p.denoiser, 7)) == 8
+    assert len(levels(p.likelihood, p.denoiser, 7)) == 8
 
 
 def test_one_evaluation_per_step_and_a_callback_each():

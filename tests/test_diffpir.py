@@ -14,7 +14,7 @@ from oracle import (
     reference_problem,
 )
 
-from recon.methods import METHODS, SCHEDULES
+from recon.methods import METHODS, levels_of
 from recon.methods.diffpir import diffpir, diffpir_levels
 from recon.methods.diffusion import Counted
 from recon.noise import Noise
@@ -104,7 +104,7 @@ def test_variance_preserving_steps_are_the_same_algorithm():
 def test_one_evaluation_per_step_and_a_callback_each(name, evaluations):
     p, steps = reference_problem(), []
     p.denoiser.sigma_min, p.denoiser.sigma_max = 0.002, 10.0  # of the embedded prior, below that of DDPM
-    counted, sigmas = Counted(p.denoiser), SCHEDULES[name](p.likelihood, p.denoiser, None)
+    counted, sigmas = Counted(p.denoiser), levels_of(METHODS[name])(p.likelihood, p.denoiser, None)
     METHODS[name](
         p.likelihood, counted, sigmas, rng=Noise(0, range(3)), callback=lambda step, x: steps.append((step, x.shape))
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recon.methods import METHODS, SCHEDULES
+from recon.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -22,7 +22,6 @@ def test_the_page_on_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         torch.set_num_threads(threads)
         METHODS.pop("ddnm", None)
-        SCHEDULES.pop("ddnm", None)
     printed = capsys.readouterr().out.splitlines()
     quality, evaluations = printed[0].split()
     assert float(quality) > 15

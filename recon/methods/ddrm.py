@@ -15,9 +15,23 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
 from .dds import dds_levels
+from .description import described
 from .diffusion import check_inputs, denoise, start
 
 
+def ddrm_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Those of `dds_levels`, 20 if None."""
+    return dds_levels(likelihood, denoiser, 20 if steps is None else steps)
+
+
+@described(
+    levels=ddrm_levels,
+    caveat=(
+        "DDRM goes coil by coil, what several coils tell together unused: where the posterior of one coil is known "
+        "(Gaussian priors) its mean is off by 0.1 to 0.4 standard deviations, and its samples hold 0.6 to 0.85 of the "
+        "variance."
+    ),
+)
 @torch.no_grad()
 def ddrm(
     likelihood: Gaussian,
@@ -100,8 +114,3 @@ def ddrm(
         if callback is not None:
             callback(step, x0)
     return x0
-
-
-def ddrm_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
-    """Those of `dds_levels`, 20 if None."""
-    return dds_levels(likelihood, denoiser, 20 if steps is None else steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -17,9 +16,22 @@ from ..noise import Noise
 from ..schedules import ddpm_quadratic
 from ..solvers import Callback
 from .dds import dds_levels
+from .description import Levels, described
 from .diffusion import check_inputs, check_positive, denoise, start
 
 
+def diffpir_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Those of `dds_levels`, 20 if None."""
+    return dds_levels(likelihood, denoiser, 20 if steps is None else steps)
+
+
+@described(
+    levels=diffpir_levels,
+    caveat=(
+        "DiffPIR is no sampler of the posterior: where that is known (Gaussian priors) its mean is off by up to 0.3 "
+        "standard deviations and its samples hold 0.2 to 0.5 of the variance, 0.8 to 1.2 with 100 steps and zeta 0.1."
+    ),
+)
 @torch.no_grad()
 def diffpir(
     likelihood: Gaussian,
@@ -87,12 +99,7 @@ def diffpir(
     return x0
 
 
-def diffpir_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
-    """Those of `dds_levels`, 20 if None."""
-    return dds_levels(likelihood, denoiser, 20 if steps is None else steps)
-
-
-def diffpir_published_levels(evaluations: int) -> Callable[[Gaussian, Denoiser, int | None], Tensor]:
+def diffpir_published_levels(evaluations: int) -> Levels:
     """DDPM timesteps of even squares within the range of the prior, `evaluations` by default."""
     return lambda likelihood, denoiser, steps: ddpm_quadratic(
         evaluations if steps is None else steps, sigma_min=denoiser.sigma_min, sigma_max=denoiser.sigma_max

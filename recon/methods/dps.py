@@ -16,6 +16,7 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..schedules import ddpm, geometric, start_at
 from ..solvers import Callback
+from .description import described
 from .diffusion import ancestral, check_inputs, denoise, start
 
 StepRule = Callable[[Tensor, float, float], Tensor]
@@ -26,6 +27,24 @@ Constraint = Callable[[Tensor, float, float], Tensor]
 """From images after a step from sigma to sigma_next, and the two levels, to images that agree better with the data."""
 
 
+def dps_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Noise levels for `dps`: from above the spread of images of unit brightness to a quarter of the noise of the data.
+
+    Parameters
+    ----------
+    steps : 200 if None.
+    """
+    smallest = max(denoiser.sigma_min, 0.25 / likelihood.A.norm())
+    return geometric(200 if steps is None else steps, sigma_min=smallest, sigma_max=min(3.0, denoiser.sigma_max))
+
+
+@described(
+    levels=dps_levels,
+    caveat=(
+        "dps is a heuristic: where the posterior is known (Gaussian priors) its mean is off by 0.06 to 0.64 standard "
+        "deviations and its samples hold 0.35 to 0.92 of the variance; split-gibbs holds all of it."
+    ),
+)
 def dps(
     likelihood: Gaussian,
     denoiser: Denoiser,
@@ -77,6 +96,24 @@ def dps(
     return guided_diffusion(rule, likelihood, denoiser, sigmas, x, rng=rng, callback=callback)
 
 
+def dps_published_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Noise levels for `dps_norm`: those of DDPM that lie in the range of the prior.
+
+    Parameters
+    ----------
+    steps : of all of DDPM, 1000 if None; those above the range are left out.
+    """
+    sigmas = start_at(ddpm(1000 if steps is None else steps), denoiser.sigma_max)
+    return sigmas[(sigmas >= denoiser.sigma_min) | (sigmas == 0)]
+
+
+@described(
+    levels=dps_published_levels,
+    caveat=(
+        "dps-published does not follow the noise of the data: where the posterior is known (a Gaussian prior) its "
+        "samples hold 0.9 to 8 of the variance, by its zeta; split-gibbs holds all of it."
+    ),
+)
 def dps_norm(
     likelihood: Gaussian,
     denoiser: Denoiser,
@@ -144,28 +181,6 @@ def norm_rule(zeta: float, norm: float, *, preserving: bool) -> StepRule:
         return math.hypot(1, sigma) * math.hypot(1, sigma_next) * exploding(residual, sigma, sigma_next)
 
     return preserved if preserving else exploding
-
-
-def dps_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
-    """Noise levels for `dps`: from above the spread of images of unit brightness to a quarter of the noise of the data.
-
-    Parameters
-    ----------
-    steps : 200 if None.
-    """
-    smallest = max(denoiser.sigma_min, 0.25 / likelihood.A.norm())
-    return geometric(200 if steps is None else steps, sigma_min=smallest, sigma_max=min(3.0, denoiser.sigma_max))
-
-
-def dps_published_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
-    """Noise levels for `dps_norm`: those of DDPM that lie in the range of the prior.
-
-    Parameters
-    ----------
-    steps : of all of DDPM, 1000 if None; those above the range are left out.
-    """
-    sigmas = start_at(ddpm(1000 if steps is None else steps), denoiser.sigma_max)
-    return sigmas[(sigmas >= denoiser.sigma_min) | (sigmas == 0)]
 
 
 @torch.no_grad()

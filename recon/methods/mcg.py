@@ -12,10 +12,18 @@ from ..errors import InputError
 from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
+from .description import described
 from .diffusion import check_inputs, start
-from .dps import Constraint, guided_diffusion, likelihood_rule, norm_rule
+from .dps import Constraint, dps_levels, dps_published_levels, guided_diffusion, likelihood_rule, norm_rule
 
 
+@described(
+    levels=dps_levels,
+    caveat=(
+        "mcg uses the data twice: where the posterior is known (Gaussian priors) its mean is off by 0.07 to 0.39 "
+        "standard deviations and its samples hold 0.44 to 0.94 of the variance; split-gibbs holds all of it."
+    ),
+)
 def mcg(
     likelihood: Gaussian,
     denoiser: Denoiser,
@@ -66,6 +74,13 @@ def mcg(
     return guided_diffusion(rule, likelihood, denoiser, sigmas, x, rng=rng, constraint=constraint, callback=callback)
 
 
+@described(
+    levels=dps_published_levels,
+    caveat=(
+        "mcg-published takes noise for signal: where the posterior is known (a Gaussian prior) its mean is off by 1.05 "
+        "standard deviations and its samples hold 0.8 of the variance; split-gibbs holds all of it."
+    ),
+)
 def mcg_hard(
     likelihood: Gaussian,
     denoiser: Denoiser,

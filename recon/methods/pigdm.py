@@ -15,9 +15,22 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
 from .dds import dds_levels
+from .description import described
 from .diffusion import check_inputs, check_positive, denoise, start
 
 
+def pigdm_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Those of `dds_levels`, 50 if None."""
+    return dds_levels(likelihood, denoiser, 50 if steps is None else steps)
+
+
+@described(
+    levels=pigdm_levels,
+    caveat=(
+        "PiGDM takes the prior for white: where the posterior is known (Gaussian priors that are not) its mean is off "
+        "by 0.1 to 0.25 standard deviations, and its samples hold 0.8 to 1.1 of the variance."
+    ),
+)
 @torch.no_grad()
 def pigdm(
     likelihood: Gaussian,
@@ -104,8 +117,3 @@ def guided_mean(
     nearest = likelihood.solve(mean.detach(), variance, iterations=iterations)
     (score,) = torch.autograd.grad(mean, x, (nearest - mean.detach()) / variance)
     return mean.detach() + sigma**2 * score
-
-
-def pigdm_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
-    """Those of `dds_levels`, 50 if None."""
-    return dds_levels(likelihood, denoiser, 50 if steps is None else steps)

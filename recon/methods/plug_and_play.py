@@ -11,9 +11,17 @@ from ..errors import InputError
 from ..likelihood import Gaussian
 from ..schedules import karras
 from ..solvers import Callback
+from .description import described
 from .diffusion import check_inputs, check_positive, denoise
 
 
+def plug_and_play_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
+    """Noise levels for both, 30 if None: from 1 to the noise of a fully sampled image."""
+    smallest = max(denoiser.sigma_min, 1 / likelihood.A.norm())
+    return karras(30 if steps is None else steps, sigma_min=smallest, sigma_max=min(1.0, denoiser.sigma_max))
+
+
+@described(levels=plug_and_play_levels)
 @torch.no_grad()
 def pnp_admm(
     likelihood: Gaussian,
@@ -71,6 +79,7 @@ def pnp_admm(
     return z
 
 
+@described(levels=plug_and_play_levels)
 @torch.no_grad()
 def pnp_hqs(
     likelihood: Gaussian,
@@ -100,12 +109,6 @@ def pnp_hqs(
         if callback is not None:
             callback(step, z)
     return z
-
-
-def plug_and_play_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
-    """Noise levels for both, 30 if None: from 1 to the noise of a fully sampled image."""
-    smallest = max(denoiser.sigma_min, 1 / likelihood.A.norm())
-    return karras(30 if steps is None else steps, sigma_min=smallest, sigma_max=min(1.0, denoiser.sigma_max))
 
 
 def _start(

@@ -16,12 +16,35 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..schedules import geometric, karras
 from ..solvers import Callback
+from .description import described
 from .diffusion import check_inputs, denoise, start
 
 Drift = Callable[[Tensor, Tensor, float], Tensor]
 """From the images, the score of the prior and the noise level sigma to the direction in which the images drift."""
 
 
+def ald_levels(likelihood: Gaussian, denoiser: Denoiser, levels: int | None = None) -> Tensor:
+    """Noise levels for `score_ald`, closest together at the end, where the chain mixes slowly.
+
+    From above the spread of images of unit brightness to a quarter of the noise of the data.
+
+    Parameters
+    ----------
+    levels : 100 if None.
+    """
+    smallest = max(denoiser.sigma_min, 0.25 / likelihood.A.norm())
+    return karras(
+        100 if levels is None else levels, sigma_min=smallest, sigma_max=min(3.0, denoiser.sigma_max), rho=-3.0
+    )
+
+
+@described(
+    levels=ald_levels,
+    caveat=(
+        "score-ald is slightly too wide with its own number of levels: where the posterior is known (Gaussian priors) "
+        "its samples hold 1.01 to 1.09 of the variance, about a mean that is off by up to 0.24 standard deviations."
+    ),
+)
 def score_ald(
     likelihood: Gaussian,
     denoiser: Denoiser,
@@ -94,6 +117,29 @@ def score_ald(
     return annealed_langevin(drift, step_size, denoiser, sigmas, x, rng=rng, updates=updates, callback=callback)
 
 
+def ald_published_levels(likelihood: Gaussian, denoiser: Denoiser, levels: int | None = None) -> Tensor:
+    """Noise levels for `score_ald_published`: the lower half of 2311 that fall geometrically from 232 to 0.0066.
+
+    Parameters
+    ----------
+    levels : 1155 if None, from 1.23 down; others have their ratios in proportion. The ends move inwards where the
+        range of the prior does not hold them.
+    """
+    largest = 232.0 * (0.0066 / 232.0) ** (1156 / 2310)  # the first that was used
+    return geometric(
+        1155 if levels is None else levels,
+        sigma_min=max(0.0066, denoiser.sigma_min),
+        sigma_max=min(largest, denoiser.sigma_max),
+    )
+
+
+@described(
+    levels=ald_published_levels,
+    caveat=(
+        "score-ald-published is no sampler of the posterior: where that is known (Gaussian priors) its mean is off by "
+        "0.25 standard deviations and its samples hold 1.6 of the variance at an mse of 1; at 5 it diverges."
+    ),
+)
 def score_ald_published(
     likelihood: Gaussian,
     denoiser: Denoiser,
@@ -141,37 +187,6 @@ def score_ald_published(
     x = start(likelihood, rng)
     return annealed_langevin(
         drift, lambda sigma: step * sigma**2, denoiser, sigmas, x, rng=rng, updates=updates, callback=callback
-    )
-
-
-def ald_levels(likelihood: Gaussian, denoiser: Denoiser, levels: int | None = None) -> Tensor:
-    """Noise levels for `score_ald`, closest together at the end, where the chain mixes slowly.
-
-    From above the spread of images of unit brightness to a quarter of the noise of the data.
-
-    Parameters
-    ----------
-    levels : 100 if None.
-    """
-    smallest = max(denoiser.sigma_min, 0.25 / likelihood.A.norm())
-    return karras(
-        100 if levels is None else levels, sigma_min=smallest, sigma_max=min(3.0, denoiser.sigma_max), rho=-3.0
-    )
-
-
-def ald_published_levels(likelihood: Gaussian, denoiser: Denoiser, levels: int | None = None) -> Tensor:
-    """Noise levels for `score_ald_published`: the lower half of 2311 that fall geometrically from 232 to 0.0066.
-
-    Parameters
-    ----------
-    levels : 1155 if None, from 1.23 down; others have their ratios in proportion. The ends move inwards where the
-        range of the prior does not hold them.
-    """
-    largest = 232.0 * (0.0066 / 232.0) ** (1156 / 2310)  # the first that was used
-    return geometric(
-        1155 if levels is None else levels,
-        sigma_min=max(0.0066, denoiser.sigma_min),
-        sigma_max=min(largest, denoiser.sigma_max),
     )
 
 

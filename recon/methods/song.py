@@ -11,10 +11,14 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
 from .dds import Consistency, hard, proximal
+from .description import described
 from .diffusion import check_inputs, check_positive, start
-from .score_mri import predictor_corrector
+from .score_mri import PROJECTED, TOO_WIDE, predictor_corrector, ve_levels
 
 
+@described(
+    levels=ve_levels(100, largest=3.0), caveat=TOO_WIDE.format("The sampler of Song et al.", "0.9 to 1.9", "0.1 to 0.5")
+)
 def song(
     likelihood: Gaussian,
     denoiser: Denoiser,
@@ -79,6 +83,10 @@ def song(
     return consistency(x0, float(sigmas[-2]))
 
 
+@described(
+    levels=ve_levels(1000, largest=128.0),
+    caveat=PROJECTED.format("The sampler of Song et al. with its published snr", "3.8", "0.16"),
+)
 def song_hard(
     likelihood: Gaussian,
     denoiser: Denoiser,

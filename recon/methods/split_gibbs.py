@@ -15,9 +15,38 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..schedules import karras
 from ..solvers import Callback
+from .description import described
 from .diffusion import ancestral, check_inputs, check_positive, denoise, start
 
 
+def couplings(
+    likelihood: Gaussian,
+    denoiser: Denoiser,
+    levels: int | None = None,
+    *,
+    largest: float = 3.0,
+    smallest: float = 0.5,
+) -> Tensor:
+    """Coupling levels for `split_gibbs`, (levels + 1,), closest together at the end, where the chain mixes slowly.
+
+    With Gaussian priors the 150 network evaluations of the default reach the posterior mean within 0.03 standard
+    deviations and its variance within 3 % (benchmarks/results/oracle.md).
+
+    Parameters
+    ----------
+    levels : 75 if None.
+    largest : the first level, in units of the image; it should exceed the spread of the prior in any direction that was
+        not measured, because z starts from 0 and must forget that. Lowered to the prior's sigma_max if need be.
+    smallest : the last level, in units of 1 / ||A||, the noise of a fully sampled image. Raised to sqrt(2) times the
+        prior's sigma_min if need be.
+    """
+    sigma_min = max(smallest / likelihood.A.norm(), math.sqrt(2) * denoiser.sigma_min)
+    return karras(
+        75 if levels is None else levels, sigma_min=sigma_min, sigma_max=min(largest, denoiser.sigma_max), rho=-3.0
+    )
+
+
+@described(levels=couplings)
 @torch.no_grad()
 def split_gibbs(
     likelihood: Gaussian,
@@ -75,33 +104,6 @@ def split_gibbs(
         if callback is not None:
             callback(level, z)
     return z
-
-
-def couplings(
-    likelihood: Gaussian,
-    denoiser: Denoiser,
-    levels: int | None = None,
-    *,
-    largest: float = 3.0,
-    smallest: float = 0.5,
-) -> Tensor:
-    """Coupling levels for `split_gibbs`, (levels + 1,), closest together at the end, where the chain mixes slowly.
-
-    With Gaussian priors the 150 network evaluations of the default reach the posterior mean within 0.03 standard
-    deviations and its variance within 3 % (benchmarks/results/oracle.md).
-
-    Parameters
-    ----------
-    levels : 75 if None.
-    largest : the first level, in units of the image; it should exceed the spread of the prior in any direction that was
-        not measured, because z starts from 0 and must forget that. Lowered to the prior's sigma_max if need be.
-    smallest : the last level, in units of 1 / ||A||, the noise of a fully sampled image. Raised to sqrt(2) times the
-        prior's sigma_min if need be.
-    """
-    sigma_min = max(smallest / likelihood.A.norm(), math.sqrt(2) * denoiser.sigma_min)
-    return karras(
-        75 if levels is None else levels, sigma_min=sigma_min, sigma_max=min(largest, denoiser.sigma_max), rho=-3.0
-    )
 
 
 def draw_data(
