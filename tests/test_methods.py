@@ -25,7 +25,8 @@ def test_a_preset_says_what_its_method_does_but_for_what_it_sets():
 
 
 def test_a_preset_may_have_levels_of_its_own():
-    assert len(levels_of(preset(guess, "A long guess.", levels=lambda *_: levels(*_, 9)))(None, None)) == 10
+    setting = preset(guess, "A long guess.", levels=lambda likelihood, denoiser, steps: levels(likelihood, denoiser, 9))
+    assert len(levels_of(setting)(None, None, None)) == 10
     assert levels_of(guess) is levels
 
 
