@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon.cli import main, parse_options, parse_slices
+from recon.cli import main
+from recon.cli.options import parse_options, parse_slices
 from recon.errors import InputError
 from recon.io.writers import RESULT_NAMES
 from recon.methods import METHODS, options_of

@@ -14,7 +14,7 @@ from operators.ct import XRay
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam
 from recon.benchmark.grid import make_grid
 from recon.benchmark.run import benchmark
-from recon.cli import parse_range
+from recon.cli.options import parse_range
 from recon.ct import CTScan, PreparedCT, likelihood, mean_attenuation, noise_of, prepare
 from recon.ct_undersampling import Part, choose_views, undersample
 from recon.datafit import _wilcoxon
