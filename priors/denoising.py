@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from priors.denoiser import EDM
-from priors.train import TrainConfig
+from priors.train import Player, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Denoising:
     ----------
     Karras et al., Elucidating the design space of diffusion-based generative models, NeurIPS (2022).
     """
+
+    opponent: Player | None = None
 
     def __init__(self, network: nn.Module, config: DenoisingConfig) -> None:
         self.model, self.config = edm(network, config), config

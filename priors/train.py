@@ -26,8 +26,8 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-class Objective(Protocol):
-    """What is trained, and by which loss.
+class Player(Protocol):
+    """A network and its loss.
 
     Attributes
     ----------
@@ -36,12 +36,24 @@ class Objective(Protocol):
 
     model: Any
 
-    def draw(self, batch: Any, rng: torch.Generator) -> tuple[Tensor, ...]:
-        """What a step sees of a batch of examples; all that is random in it comes from rng."""
-        ...
-
     def loss(self, *drawn: Tensor) -> Tensor:
         """The mean loss over what was drawn, or over a shard of it."""
+        ...
+
+
+class Objective(Player, Protocol):
+    """What is trained, and by which loss.
+
+    Attributes
+    ----------
+    opponent : a second network that the loss depends on, trained on the same draws after each step of the model: the
+        discriminator of a GAN. None if there is none.
+    """
+
+    opponent: Player | None
+
+    def draw(self, batch: Any, rng: torch.Generator) -> tuple[Tensor, ...]:
+        """What a step sees of a batch of examples; all that is random in it comes from rng."""
         ...
 
     def errors(self, examples: Sequence[Any]) -> dict[float, float]:
@@ -87,6 +99,24 @@ class TrainConfig:
             raise ValueError("training needs an end: give minutes or steps")
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A player with its optimiser."""
+
+    player: Player
+    optimizer: torch.optim.Optimizer
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.player.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def shapes(self) -> dict[str, torch.Size]:
+        return {key: value.shape for key, value in self.player.model.state_dict().items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.player.model.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
 PAUSE = 15.0  # seconds: a step that took longer was stopped from outside, and is not counted as training time
 
 
@@ -130,20 +160,23 @@ def train(
     Karras et al., Analyzing and improving the training dynamics of diffusion models, CVPR (2024): the averages.
     """
     model = objective.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    players = [objective] if objective.opponent is None else [objective, objective.opponent]
+    trained = [
+        Trained(p, torch.optim.AdamW(p.model.parameters(), lr=config.learning_rate, weight_decay=1e-4)) for p in players
+    ]
     averages = {width: [p.detach().clone() for p in model.parameters()] for width in config.ema}
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "loss": math.nan, "history": []}
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        state |= restore(checkpoint, model, optimizer, averages)
+        state |= restore(checkpoint, trained, averages)
     saved = validated = state["seconds"]
     batches = load_batches(examples, config, start=state["step"])
     with ThreadPoolExecutor(config.shards) as pool:
         while (done := max(state["step"] / config.steps, state["seconds"] / 60 / config.minutes)) < 1:
             began = time.perf_counter()
-            for group in optimizer.param_groups:
+            for group in (group for one in trained for group in one.optimizer.param_groups):
                 group["lr"] = config.learning_rate * schedule(done, state["step"], config)
-            loss = take_step(objective, optimizer, next(batches), config, state["step"], pool)
+            loss = take_step(objective, trained, next(batches), config, state["step"], pool)
             state["step"] += 1
             update_averages(averages, model, state["step"])
             state["loss"] = loss if math.isnan(state["loss"]) else 0.99 * state["loss"] + 0.01 * loss
@@ -154,10 +187,10 @@ def train(
                 state["history"].append(validate(objective, averages, validation, state, on_export))
             if state["seconds"] - saved >= 60 * config.checkpoint_minutes:
                 saved = state["seconds"]
-                save_checkpoint(checkpoint, model, optimizer, averages, state)
+                save_checkpoint(checkpoint, trained, averages, state)
             if progress is not None:
                 progress({"step": state["step"], "done": done, "loss": state["loss"], "seconds": state["seconds"]})
-    save_checkpoint(checkpoint, model, optimizer, averages, state)
+    save_checkpoint(checkpoint, trained, averages, state)
     last = validate(objective, averages, validation, state, on_export)
     load_average(model, averages[last["best"]])
     return model
@@ -165,22 +198,31 @@ def train(
 
 def take_step(
     objective: Objective,
-    optimizer: torch.optim.Optimizer,
+    trained: Sequence[Trained],
     batch: Any,
     config: TrainConfig,
     step: int,
     pool: ThreadPoolExecutor,
 ) -> float:
-    """One optimiser step; everything random in it comes from the seed and the step's number."""
+    """One step of each optimiser; everything random in it comes from the seed and the step's number.
+
+    Returns
+    -------
+    The loss of the first.
+    """
     rng = torch.Generator().manual_seed((config.seed << 40) + step)
     device = next(objective.model.parameters()).device
     drawn = tuple(part.to(device) for part in objective.draw(batch, rng))
-    loss = accumulate_gradients(objective, drawn, config, pool)
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at step {step}: lower the learning rate, or look at the images")
-    nn.utils.clip_grad_norm_(objective.model.parameters(), 1.0)
-    optimizer.step()
-    return loss
+    losses = []
+    for one in trained:
+        losses.append(loss := accumulate_gradients(one.player, drawn, config, pool))
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}: lower the learning rate, or look at the images"
+            )
+        nn.utils.clip_grad_norm_(one.player.model.parameters(), 1.0)
+        one.optimizer.step()
+    return losses[0]
 
 
 def schedule(done: float, step: int, config: TrainConfig) -> float:
@@ -207,18 +249,18 @@ def one_thread(_: int) -> None:
 
 
 def accumulate_gradients(
-    objective: Objective, drawn: tuple[Tensor, ...], config: TrainConfig, pool: ThreadPoolExecutor
+    player: Player, drawn: tuple[Tensor, ...], config: TrainConfig, pool: ThreadPoolExecutor
 ) -> float:
     """Set the gradients of the mean loss over the batch, each shard of it differentiated in a thread of its own.
 
     With operations on one thread each, shards meet once a step instead of once an operation: on a processor that others
     use too, that is the difference between waiting and working.
     """
-    parameters, count = list(objective.model.parameters()), len(drawn[0])
+    parameters, count = list(player.model.parameters()), len(drawn[0])
 
     def differentiate(shard: tuple[Tensor, ...]) -> tuple[float, tuple[Tensor, ...]]:
         with torch.autocast(shard[0].device.type, torch.bfloat16, enabled=config.bf16):
-            loss = objective.loss(*shard) * len(shard[0]) / count
+            loss = player.loss(*shard) * len(shard[0]) / count
         return loss.item(), torch.autograd.grad(loss, parameters)
 
     shards = zip(*(part.chunk(config.shards) for part in drawn), strict=True)
@@ -275,36 +317,27 @@ def validate(
 
 
 def save_checkpoint(
-    path: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averages: dict[float, list[Tensor]],
-    state: dict[str, Any],
+    path: Path, trained: Sequence[Trained], averages: dict[float, list[Tensor]], state: dict[str, Any]
 ) -> None:
     """Written beside and renamed: a kill leaves the old checkpoint or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "averages": averages,
-        "state": state,
-    }
+    model, *opponents = (one.state() for one in trained)
     content = io.BytesIO()
-    torch.save(record, content)
+    torch.save({**model, "opponents": opponents, "averages": averages, "state": state}, content)
     write_whole(path, content.getvalue())  # says why it cannot, which torch.save does not
 
 
-def restore(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, averages: dict[float, list[Tensor]]
-) -> dict[str, Any]:
+def restore(path: Path, trained: Sequence[Trained], averages: dict[float, list[Tensor]]) -> dict[str, Any]:
+    device = next(trained[0].player.model.parameters()).device
     try:
-        record = torch.load(path, weights_only=True, map_location=next(network.parameters()).device)
+        record = torch.load(path, weights_only=True, map_location=device)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint: train in another folder, or remove it") from error
-    expected = {key: value.shape for key, value in network.state_dict().items()}
-    if expected != {key: value.shape for key, value in record["network"].items()}:
+    states = [record, *record.get("opponents", [])]
+    found = [{key: value.shape for key, value in state["network"].items()} for state in states]
+    if found != [one.shapes() for one in trained]:
         raise ValueError(f"{path} is the checkpoint of another network: train in another folder, or remove it")
-    network.load_state_dict(record["network"])
-    optimizer.load_state_dict(record["optimizer"])
+    for one, state in zip(trained, states, strict=True):
+        one.restore(state)
     averages.update(record["averages"])
     return record["state"]

@@ -14,6 +14,7 @@ from operators.fourier import fftc, ifftc
 from operators.masks import acceleration, mask_function
 from operators.mri import sense
 from priors.supervised import Supervised
+from priors.train import Player
 
 from .biot_savart import receive_fields
 from .errors import InputError
@@ -149,6 +150,8 @@ class Supervision:
     The loss is the error of an image over the image, both as norms: images count alike, dark ones and bright ones, with
     few lines and with many.
     """
+
+    opponent: Player | None = None
 
     def __init__(self, network: Supervised) -> None:
         self.model = network
