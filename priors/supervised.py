@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from priors.networks import UNet
 
 
 class Supervised(nn.Module):
-    """What such networks share; they are made for complex 2-D images.
+    """What such networks share; they are made for 2-D images.
 
     Attributes
     ----------
@@ -23,20 +23,24 @@ class Supervised(nn.Module):
     card : the model card, where it was loaded from one.
     """
 
-    task: ClassVar[str]
-    ndim, is_complex = 2, True
+    ndim = 2
 
-    def __init__(self, evaluations: int, arguments: dict[str, Any]) -> None:
+    def __init__(self, task: str, evaluations: int, arguments: dict[str, Any], *, is_complex: bool = True) -> None:
         super().__init__()
+        self.task, self.is_complex = task, is_complex
         self.evaluations, self.arguments = evaluations, arguments
         self.card: dict[str, Any] = {}
 
 
 class PostProcessing(Supervised):
-    """x0 + U(x0): a U-Net that takes the aliasing out of a zero-filled image, and never looks at the data again.
+    """x0 + U(x0): a U-Net that mends an image, and never looks at the data again.
+
+    It takes the aliasing out of a zero-filled image, or the noise out of a filtered back-projection.
 
     Parameters
     ----------
+    task : the method that it is for.
+    is_complex : whether images are complex.
     widths, blocks, features : of the U-Net, see priors.networks.UNet.
 
     References
@@ -44,21 +48,35 @@ class PostProcessing(Supervised):
     Zbontar et al., fastMRI, arXiv:1811.08839 (2018), section 6.2 (for magnitude images).
     """
 
-    task = "unet"
-
     def __init__(
         self,
         *,
+        task: str = "unet",
+        is_complex: bool = True,
         widths: tuple[int, ...] = (32, 64, 96, 128),
         blocks: tuple[int, ...] = (2, 2, 1, 1),
         features: int = 64,
     ) -> None:
-        super().__init__(1, {"widths": list(widths), "blocks": list(blocks), "features": features})
-        self.unet = UNet(widths=widths, blocks=blocks, features=features)
+        unet: dict[str, Any] = {"widths": list(widths), "blocks": list(blocks), "features": features}
+        arguments = {"task": task, "is_complex": is_complex, **unet}
+        super().__init__(task, 1, arguments, is_complex=is_complex)
+        self.unet = UNet(is_complex=is_complex, widths=widths, blocks=blocks, features=features)
 
-    def forward(self, x0: Tensor, sigma: float) -> Tensor:
-        """(..., y, x) zero-filled images to images; sigma is the noise of fully sampled ones, per real component."""
-        label = torch.tensor(math.log(sigma) / 4, dtype=x0.real.dtype, device=x0.device)
+    def for_task(self, task: str) -> "PostProcessing":
+        """A network for another method that starts from this one."""
+        other = PostProcessing(**self.arguments | {"task": task})
+        other.load_state_dict(self.state_dict())
+        return other
+
+    def forward(self, x0: Tensor, sigma: Tensor | float) -> Tensor:
+        """(..., y, x) images to images.
+
+        Parameters
+        ----------
+        sigma : of the noise, per real component, one for each leading index or one for all; of zero-filled images what
+            it would be with all the data.
+        """
+        label = torch.as_tensor(sigma, dtype=x0.real.dtype, device=x0.device).log() / 4
         result: Tensor = x0 + self.unet(x0, label)
         return result
 
@@ -85,7 +103,6 @@ class VarNet(Supervised):
     Aggarwal, Mani, Jacob, IEEE Trans Med Imaging 38, 394 (2019) (shared weights).
     """
 
-    task = "varnet"
     first_level = 0.1
 
     def __init__(
@@ -104,7 +121,7 @@ class VarNet(Supervised):
             raise ValueError(f"expected at least 2 cascades, got {cascades}")
         noise = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
         unet = {"widths": list(widths), "blocks": list(blocks), "features": features}
-        super().__init__(cascades, {"cascades": cascades, "inner": inner, **unet, **noise})
+        super().__init__("varnet", cascades, {"cascades": cascades, "inner": inner, **unet, **noise})
         self.denoiser = EDM(UNet(widths=widths, blocks=blocks, features=features), **noise)
         self.steps = nn.Parameter(torch.full((cascades, inner), 1.3))
         self.momenta = nn.Parameter(torch.full((cascades,), 0.7))

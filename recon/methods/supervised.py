@@ -73,11 +73,12 @@ def varnet(likelihood: Gaussian, network: VarNet) -> Tensor:
 def check_images(method: str, likelihood: Gaussian, network: Supervised) -> None:
     """Raise InputError unless the network is for images as the likelihood has them."""
     domain = likelihood.A.domain
-    if not domain.dtype.is_complex or domain.ndim != network.ndim:
-        got = f"{domain.ndim}-D {'complex' if domain.dtype.is_complex else 'real'} images"
+    kinds = (network.ndim, network.is_complex), (domain.ndim, domain.dtype.is_complex)
+    if kinds[0] != kinds[1]:
+        expected, got = (f"{ndim}-D {'complex' if is_complex else 'real'} images" for ndim, is_complex in kinds)
         raise InputError(
-            f"{method}: the network is for {network.ndim}-D complex images, got {got}; choose another method, or train "
-            "on slices and reconstruct slices"
+            f"{method}: the network is for {expected}, got {got}; choose another method, or train on slices and "
+            "reconstruct slices"
         )
 
 
