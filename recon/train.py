@@ -49,9 +49,10 @@ def train(
     ----------
     folder : of scans, searched with its subfolders; None for synthetic images.
     out : of checkpoints and of the prior, `name`.safetensors with its card `name`.json.
-    task : "denoiser"; or "unet" or "varnet", a network for the method of that name.
-    images : "mri", complex images of the folder's scans; or, for a denoiser of real ones, "head-ct", CT-like
-        renderings of the folder's label maps, or "discs-ct", synthetic discs with holes.
+    task : "denoiser"; or a network for the method of that name: of mri "unet" or "varnet", of head-ct "fbp-unet" or
+        "fbp-gan".
+    images : "mri", complex images of the folder's scans; or real ones, "head-ct", CT-like renderings of the folder's
+        label maps, or "discs-ct", synthetic discs with holes.
     mask, accelerations : of unet and varnet: the pattern of lines, and what to choose from; random, 4 and 8 if None.
     widths : channels of a new U-Net at each resolution; None: those of `priors.networks.UNet`, or of the task.
     minutes : of training, over all calls together; while the process is stopped, time does not count.
@@ -60,8 +61,8 @@ def train(
     validation : patterns of file names to validate on; if none, the last volume.
     label_share : share of training images that are drawn from label maps, where there are both.
     name : of the prior.
-    start : prior to start from, by its name or path (fine-tuning), for varnet also a denoiser, for
-        real images also a prior of complex ones; None: random weights.
+    start : prior to start from, by its name or path (fine-tuning), for varnet also a denoiser, for fbp-gan also an
+        fbp-unet, for a denoiser of real images also one of complex ones; None: random weights.
     learning_rate : of AdamW at its highest.
     card : JSON file with what the card shall say besides: licences, intended use.
     device : to train on.
@@ -92,16 +93,17 @@ def train(
         raise InputError(f"expected a learning rate above 0, got {learning_rate:g}")
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-    if task == "denoiser" and not (mask is None and accelerations is None):
-        raise InputError("mask, accelerations: a denoiser learns from images alone; leave them out, or train a varnet")
+    if task not in ("unet", "varnet") and not (mask is None and accelerations is None):
+        why = "a denoiser learns from images alone" if task == "denoiser" else f"{task} learns from CT"
+        raise InputError(f"mask, accelerations: {why}; leave them out, or train a varnet")
     if start is not None and widths is not None:
         raise InputError("widths: those of the prior to start from are kept; leave them out")
     shape: dict[str, Any] = {} if widths is None else {"widths": tuple(widths)}
     if images not in KINDS:
         raise InputError(f"unknown images {images!r}; expected one of {', '.join(KINDS)}")
     kind = KINDS[images]
-    if task != "denoiser" and images != "mri":
-        raise InputError(f"task {task} is for images of mri, got {images}; train a denoiser of these")
+    if images not in TASKS[task]:
+        raise InputError(f"task {task} is for images of {', '.join(TASKS[task])}, got {images}; train a denoiser")
     if kind.is_synthetic and (folder is not None or exclude or validation):
         raise InputError(f"images {images} are synthetic: leave out folder, exclude and validation")
     if folder is None and not kind.is_synthetic:
@@ -126,6 +128,8 @@ def train(
         torch.manual_seed(seed)  # the initial weights are drawn from the global stream, which is put back
         if task == "denoiser":
             work = denoising(volumes, loop, first, kind=kind, shape=shape, device=device)
+        elif task in ("fbp-unet", "fbp-gan"):
+            work = enhancement(volumes, loop, first, shape=shape, task=task, device=device)
         else:
             data = {"mask": mask or "random", "accelerations": tuple(accelerations or (4.0, 8.0))}
             work = supervision(volumes, loop, first, shape=shape, task=task, data=data, device=device)
@@ -173,7 +177,14 @@ def has_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & {k for k, v in torch.cpu.get_capabilities().items() if v})
 
 
-TASKS = ("denoiser", "unet", "varnet")
+TASKS = {
+    "denoiser": tuple(KINDS),
+    "unet": ("mri",),
+    "varnet": ("mri",),
+    "fbp-unet": ("head-ct",),
+    "fbp-gan": ("head-ct",),
+}
+"""Each with the images that it is for."""
 VALIDATION_IMAGES = 8
 
 
@@ -243,6 +254,36 @@ def supervision(
     return Work(Supervision(network), scans, tuning, config, recipe={"task": task, **data}, facts=FACTS)
 
 
+def enhancement(
+    volumes: tuple[list[Volume], list[Volume]],
+    loop: dict[str, Any],
+    first: Any,
+    *,
+    shape: dict[str, Any],
+    task: str,
+    device: str,
+) -> Work:
+    """A network that takes the noise out of filtered back-projections, by simulated scans; a GAN if so asked."""
+    from priors import PostProcessing
+    from priors.enhancement import Enhancement
+    from priors.gan.patch import AdversarialEnhancement, PatchDiscriminator
+    from priors.train import TrainConfig
+
+    from .training_ct_scans import FACTS, LowDoseScans
+
+    config = TrainConfig(**loop, images_per_step=1, warmup=50)
+    scans, tuning = (
+        LowDoseScans(v, seed=config.seed + i, scans_per_image=n)
+        for i, (v, n) in enumerate(zip(volumes, (4, 1), strict=True))  # rendering takes longer than scanning
+    )
+    arguments = {"task": task, "is_complex": False, "widths": (32, 64, 96), "blocks": (2, 2, 2), **shape}
+    network = (new(PostProcessing, arguments) if first is None else first).to(device)
+    objective = (
+        AdversarialEnhancement(network, PatchDiscriminator().to(device)) if task == "fbp-gan" else Enhancement(network)
+    )
+    return Work(objective, scans, tuning, config, recipe={"task": task}, facts=FACTS)
+
+
 def new(kind: Callable[..., Any], shape: dict[str, Any]) -> Any:
     try:
         return kind(**shape)
@@ -253,9 +294,10 @@ def new(kind: Callable[..., Any], shape: dict[str, Any]) -> Any:
 def load_start(name_or_path: str | Path, task: str, *, is_complex: bool = True) -> "EDM | Supervised":
     """The prior to fine-tune, its weights ready for training.
 
-    A denoiser of complex images is unrolled where that is the task, and loses a channel where images are real.
+    A denoiser of complex images is unrolled where that is the task, and loses a channel where images are real; a
+    fbp-unet may become a fbp-gan.
     """
-    from priors import EDM, Supervised, VarNet, load
+    from priors import EDM, PostProcessing, Supervised, VarNet, load
 
     try:
         prior = load(name_or_path)
@@ -266,6 +308,9 @@ def load_start(name_or_path: str | Path, task: str, *, is_complex: bool = True) 
         prior.card = card
     if not is_complex and isinstance(prior, EDM) and prior.is_complex:
         card, prior = prior.card, EDM(prior.network.of_real_images(), **prior.card["noise"])  # type: ignore[operator]
+        prior.card = card
+    if task == "fbp-gan" and isinstance(prior, PostProcessing) and prior.task == "fbp-unet":
+        card, prior = prior.card, prior.for_task(task)
         prior.card = card
     kind = prior.task if isinstance(prior, Supervised) else "denoiser"
     if kind != task:

@@ -72,7 +72,12 @@ class HeadImages:
 
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((self.seed, index))
-        return render(self.heads[rng.choice(len(self.heads), p=self.probabilities)], self.shape, rng)
+        head = self.head(rng)
+        return render(head, self.shape, math.exp(rng.uniform(math.log(0.5), math.log(1.2))), rng)
+
+    def head(self, rng: Rng) -> "Head":
+        """A random one, by the weights of their volumes."""
+        return self.heads[rng.choice(len(self.heads), p=self.probabilities)]
 
 
 class Head:
@@ -103,9 +108,8 @@ class Head:
         return torch.from_numpy(self.materials)[z, y, x].where(inside, AIR)
 
 
-def render(head: Head, shape: tuple[int, int], rng: Rng) -> Tensor:
-    """One slice of 1 to 5 mm, its gantry tilted, through a head a little stretched and turned."""
-    pixel = math.exp(rng.uniform(math.log(0.5), math.log(1.2)))
+def render(head: Head, shape: tuple[int, int], pixel: float, rng: Rng) -> Tensor:
+    """One slice of 1 to 5 mm, its gantry tilted, through a head a little stretched and turned; pixel in mm."""
     samples = 1 if pixel < FINE else 2  # a pixel, along each axis
     fine = (samples * shape[0], samples * shape[1])
     tilt, turn = rng.uniform(-0.15, 0.4), rng.normal(0, 0.12)

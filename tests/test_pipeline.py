@@ -225,7 +225,8 @@ def test_precision_is_that_of_the_network(file: Path) -> None:
 def test_every_method_with_a_prior_has_a_schedule() -> None:
     """But for networks that were trained for a method: they have no noise levels."""
     with_prior = {name for name, method in METHODS.items() if takes_prior(method)}
-    assert with_prior - {"unet", "varnet"} == {name for name, method in METHODS.items() if has_levels(method)}
+    networks = {"unet", "varnet", "fbp-unet", "fbp-gan"}
+    assert with_prior - networks == {name for name, method in METHODS.items() if has_levels(method)}
 
 
 # Progress

@@ -16,7 +16,9 @@ def train(
         Path | None, typer.Argument(help="Of fastMRI files, NIfTI, DICOM or label maps; none for discs-ct.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the prior.")] = Path("prior"),
-    task: Annotated[str, typer.Option(help="denoiser; or unet or varnet, for the method of that name.")] = "denoiser",
+    task: Annotated[
+        str, typer.Option(help="denoiser; or, for the method of that name: unet, varnet, fbp-unet, fbp-gan.")
+    ] = "denoiser",
     images: Annotated[
         str, typer.Option(help="mri; head-ct, renderings of label maps; or discs-ct, synthetic discs with holes.")
     ] = "mri",

@@ -32,6 +32,7 @@ from .description import (
 from .diffpir import diffpir, diffpir_published_levels
 from .dps import dps, dps_norm
 from .fbp import fbp
+from .fbp_network import fbp_gan, fbp_unet
 from .mcg import mcg, mcg_hard
 from .peers import bart_l1_wavelet, bart_tv, sigpy_l1_wavelet, sigpy_tv
 from .penalised import pwls, transmission
@@ -138,6 +139,8 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "song-published": preset(song_hard, "Song et al. 2022 as published for MRI: projections, 1000 levels.", snr=0.517),
     "unet": unet,
     "varnet": varnet,
+    "fbp-unet": fbp_unet,
+    "fbp-gan": fbp_gan,
 }
 
 
