@@ -25,13 +25,13 @@ from .checks import SAMPLES, Check, check_data_fit
 from .errors import InputError, MissingFileError
 from .io import cfl
 from .io.atomic import result_folder
-from .io.writers import RESULT_NAMES
+from .io.writers import ALL_NAMES
 from .methods import inputs_of, method_named
 from .modalities import SCANS, Prepared, Scan, check_images, check_settings, modality_of
 from .noise import Noise
 from .partial import PartialResults
 from .posterior import Coverage
-from .result import Reconstruction, SliceResult, assemble
+from .result import Reconstruction, SliceResult, assemble, known_water
 from .settings import Settings
 
 Progress = Callable[[str, float], None]
@@ -64,6 +64,7 @@ def reconstruct(
     out: str | Path | None = None,
     overwrite: bool = False,
     complex_image: bool = False,
+    dicom: bool = False,
     progress: Progress | None = None,
 ) -> Reconstruction:
     """Reconstruct a scan, slice by slice.
@@ -77,6 +78,7 @@ def reconstruct(
         if the scan is a file and the prior has a card: nothing else tells one in memory from another.
     overwrite : replace results that are there.
     complex_image : save the complex image too.
+    dicom : save DICOM series in HU too, of a CT scan whose attenuation of water is known.
     progress : called as the work goes on.
 
     Raises
@@ -111,9 +113,11 @@ def reconstruct(
     path = None if isinstance(scan, SCANS) else Path(scan)
     scan = scan if isinstance(scan, SCANS) else io.load(scan)
     check_settings(asked, scan)
+    if dicom:
+        known_water(modality_of(scan).water(scan), scan.name)
     settings = asked.resolved(prior=modality_of(scan).PRIOR)
     folder = None if out is None else Path(out)
-    staging = nullcontext() if folder is None else result_folder(folder, names=RESULT_NAMES, overwrite=overwrite)
+    staging = nullcontext() if folder is None else result_folder(folder, names=ALL_NAMES, overwrite=overwrite)
     with staging as target:
         loaded, card = load_prior(prior or settings.prior, settings)
         check_images(loaded, scan)
@@ -144,7 +148,7 @@ def reconstruct(
             calibration=calibration,
         )
         if target is not None:
-            result.write(target, complex_image=complex_image)
+            result.write(target, complex_image=complex_image, dicom=dicom)
     parts.clear()
     return result
 

@@ -15,12 +15,16 @@ from . import metrics
 from .calibrated import Calibration
 from .checks import Check
 from .datafit import DataFit
+from .errors import InputError
 from .io.atomic import result_folder
+from .io.dicom_writer import Study, write_series
 from .io.panel import write_panel
 from .io.writers import (
+    ALL_NAMES,
+    DICOM,
+    DICOM_STD,
     NIFTI,
     PANEL,
-    RESULT_NAMES,
     RUN,
     SUBMISSION,
     checksums,
@@ -101,7 +105,9 @@ class Reconstruction:
     preview_name: str = "zero-filled"
     water: float | None = None
 
-    def save(self, folder: str | Path, *, overwrite: bool = False, complex_image: bool = False) -> None:
+    def save(
+        self, folder: str | Path, *, overwrite: bool = False, complex_image: bool = False, dicom: bool = False
+    ) -> None:
         """Write reconstruction.h5 (fastMRI layout), reconstruction.nii.gz, panel.png and run.json.
 
         CT images are in 1/mm; where water is known the NIfTI is in HU.
@@ -110,17 +116,22 @@ class Reconstruction:
         ----------
         overwrite : replace the results of an earlier run.
         complex_image : also keep the complex image in the HDF5 file.
+        dicom : also write a DICOM series in HU, reconstruction-dicom/, and std-dicom/ where there is a std.
 
         Raises
         ------
+        InputError
+            If `dicom` is asked for where water is not known.
         ResultExistsError, WriteError
             If results are there and `overwrite` is not set; if the folder cannot be written.
         """
-        with result_folder(folder, names=RESULT_NAMES, overwrite=overwrite) as target:
-            self.write(target, complex_image=complex_image)
+        with result_folder(folder, names=ALL_NAMES, overwrite=overwrite) as target:
+            self.write(target, complex_image=complex_image, dicom=dicom)
 
-    def write(self, folder: Path, *, complex_image: bool = False) -> None:
+    def write(self, folder: Path, *, complex_image: bool = False, dicom: bool = False) -> None:
         """Write the files into an empty folder."""
+        if dicom:
+            self._write_dicom(folder)
         write_submission(
             folder / SUBMISSION,
             self.mean,
@@ -147,6 +158,39 @@ class Reconstruction:
             voxel_size=self.voxel_size,
         )
         write_run(folder / RUN, self.run)
+
+    def _write_dicom(self, folder: Path) -> None:
+        """Series of one study, in HU; a std is rounded to a tenth."""
+        water, study = known_water(self.water, "this result"), Study(header=self.header)
+        method = str(self.run["arguments"].get("method", "reconstruction"))
+        image = to_hu(self.mean, water)
+        write_series(folder / DICOM, image, voxel_size=self.voxel_size, description=method, study=study)
+        if self.std is not None:
+            write_series(
+                folder / DICOM_STD,
+                self.std * (1000 / water),
+                voxel_size=self.voxel_size,
+                description=f"{method} std",
+                number=2,
+                step=0.1,
+                study=study,
+            )
+
+
+def known_water(water: float | None, name: str) -> float:
+    """The attenuation of water, which DICOM's HU need.
+
+    Raises
+    ------
+    InputError
+        If it is not known.
+    """
+    if water is None:
+        raise InputError(
+            f"dicom: expected a CT scan with the attenuation of water (1/mm), for HU, came {name} without; give water "
+            "in its geometry file, or leave dicom out"
+        )
+    return water
 
 
 def caption(metrics: Mapping[str, float]) -> str:

@@ -257,6 +257,7 @@ def test_npz_round_trip(tmp_path: Path, geometry: Any) -> None:
         gain=2.5,
         water=0.02,
         slice_spacing=3.0,
+        header={"KVP": "120"},
     )
     numpy_projections.write(tmp_path / "scan.npz", scan)
     back = ct(tmp_path / "scan.npz")
@@ -267,6 +268,7 @@ def test_npz_round_trip(tmp_path: Path, geometry: Any) -> None:
     assert back.grid == scan.grid
     assert torch.equal(back.flats, scan.flats)
     assert (back.is_counts, back.gain, back.water, back.slice_spacing) == (True, 2.5, 0.02, 3.0)
+    assert back.header == {"KVP": "120"}
 
 
 def geometry_file(path: Path, **changes: Any) -> Path:

@@ -18,9 +18,10 @@ from recon.cli.options import parse_range
 from recon.ct import CTScan, PreparedCT, likelihood, mean_attenuation, noise_of, prepare
 from recon.ct_undersampling import Part, choose_views, undersample
 from recon.datafit import _wilcoxon
-from recon.errors import InputError
+from recon.errors import InputError, ResultExistsError
+from recon.io.dicom import datasets, read_images
 from recon.io.numpy_projections import write
-from recon.io.writers import RESULT_NAMES
+from recon.io.writers import DICOM, DICOM_STD, RESULT_NAMES
 from recon.methods import METHODS
 from recon.noise import Noise
 from recon.phantom import head
@@ -269,6 +270,41 @@ def test_images_are_in_hu_where_water_is_known(tmp_path: Path) -> None:
     assert record["modality"] == "CT"
     assert record["reference"] == "filtered back-projection of all views at full dose"
     assert record["arguments"]["views"] == 45
+
+
+def test_dicom_out_is_what_was_reconstructed(tmp_path: Path) -> None:
+    header = {"KVP": "120", "Manufacturer": "ACME", "title": "of the file"}
+    scan = fan_scan(projections=noisy(FAN).repeat(2, 1, 1), water=0.02, slice_spacing=2.5, header=header)
+    options = {"method": "dds", "prior": Smooth(), "samples": 3, "steps": 6, "check": False}
+    result = reconstruct(scan, views=45, out=tmp_path, dicom=True, **options)
+    assert result.std is not None
+    image, std = (read_images(tmp_path / name) for name in (DICOM, DICOM_STD))
+    assert torch.equal(image.hu, (1000 * (result.mean / 0.02 - 1)).round())
+    torch.testing.assert_close(std.hu, 1000 * result.std / 0.02, rtol=0, atol=0.051)  # in tenths
+    assert (image.pixel_size, image.positions.tolist(), image.tilt) == ((1.0, 1.0), [-1.25, 1.25], 0)
+    first, second = (next(datasets(tmp_path / name)) for name in (DICOM, DICOM_STD))
+    for key in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "KVP"):
+        assert first[key].value == second[key].value
+    assert first.SeriesInstanceUID != second.SeriesInstanceUID
+    assert (first.SeriesNumber, second.SeriesNumber, first.KVP) == (1, 2, 120)
+    # As the other results: refused, replaced as a whole, and gone if the run that replaces them makes none.
+    with pytest.raises(ResultExistsError, match=f"{DICOM}, {DICOM_STD}"):
+        reconstruct(scan, method="fbp", out=tmp_path)
+    reconstruct(scan, method="fbp", slices=(0, 1), out=tmp_path, dicom=True, overwrite=True)
+    assert [path.name for path in (tmp_path / DICOM).iterdir()] == ["0000.dcm"]
+    assert {path.name for path in tmp_path.iterdir()} == {*RESULT_NAMES, DICOM}
+    result.save(tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == set(RESULT_NAMES)
+
+
+def test_dicom_needs_water_before_any_work(tmp_path: Path) -> None:
+    for scan, method in ((fan_scan(), "fbp"), (head((32, 32), coils=2), "cg-sense")):
+        with pytest.raises(InputError, match=f"attenuation of water .* came {scan.name} without"):
+            reconstruct(scan, method=method, dicom=True, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="attenuation of water"):
+        reconstruct(fan_scan(), method="fbp").save(tmp_path / "out", dicom=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", ["dds", "dps", "split-gibbs", "score-mri", "l1-wavelet", "cg-sense", "fbp"])

@@ -16,7 +16,7 @@ from recon.ct import CTScan
 from recon.errors import InputError, MissingFileError, ResultExistsError
 from recon.io import load
 from recon.io.dicom import read_images
-from recon.io.dicom_writer import write_series
+from recon.io.dicom_writer import Study, write_series
 
 
 def series(folder: Path, *, places: Sequence[float] = (0, 2, 4, 6), tilt: float = 0.0, **changes: Any) -> np.ndarray:
@@ -136,7 +136,8 @@ def test_head_with_tilted_gantry(data_dir: Path) -> None:
 
 def test_images_out_are_derived_and_say_so(tmp_path: Path) -> None:
     hu = torch.tensor([-1000.4, 0.0, 39.6, 3000.0]).reshape(1, 2, 2).repeat(3, 1, 1)
-    paths = write_series(tmp_path, hu, voxel_size=(3.0, 0.5, 0.7), description="sirt", patient_id="X1")
+    study = Study(patient_id="X1", header={"KVP": "120", "Manufacturer": "ACME", "ManufacturerModelName": "One"})
+    paths = write_series(tmp_path, hu, voxel_size=(3.0, 0.5, 0.7), description="sirt", study=study)
     images = read_images(tmp_path)
     assert torch.equal(images.hu, hu.round())
     assert images.pixel_size == (0.5, 0.7)
@@ -148,18 +149,54 @@ def test_images_out_are_derived_and_say_so(tmp_path: Path) -> None:
         assert dataset.ImageType[0] == "DERIVED"
         assert "NOT FOR DIAGNOSIS" in dataset.ImageComments
         assert "NOT FOR DIAGNOSIS" in dataset.SeriesDescription
-        assert (dataset.PatientName, dataset.PatientID) == ("", "X1")
+        assert (dataset.PatientName, dataset.PatientID, dataset.KVP) == ("", "X1", 120)
+        assert dataset.Manufacturer == "tweedie-recon"  # who made these images
+        (scanner,) = dataset.ContributingEquipmentSequence
+        assert (scanner.Manufacturer, scanner.ManufacturerModelName) == ("ACME", "One")
     with pytest.raises(ResultExistsError):
         write_series(tmp_path, hu, voxel_size=(3.0, 0.5, 0.7))
     again = write_series(tmp_path, hu, voxel_size=(3.0, 0.5, 0.7), overwrite=True)
     assert pydicom.dcmread(again[0]).SeriesInstanceUID != sets[0].SeriesInstanceUID
 
 
+def test_steps_of_stored_values(tmp_path: Path) -> None:
+    """Tenths where they are asked for; coarser where 16 bits would not hold the largest, as of metal."""
+    for name, hu, step, within in (
+        ("fine", torch.linspace(-3, 90, 12), 0.1, 0.05),
+        ("large", torch.linspace(-1000, 1e5, 12), 1.0, 0.5 * 1e5 / 32767),
+    ):
+        write_series(tmp_path / name, hu.reshape(1, 3, 4), voxel_size=(1.0, 1.0, 1.0), step=step)
+        found = read_images(tmp_path / name).hu.flatten()
+        assert float((found - hu).abs().max()) <= 1.001 * within  # rounding of float32
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_written_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By pydicom's own rules, as errors; and what the standard wants of every CT image is there (type 1 and 2)."""
+    monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.RAISE)
+    monkeypatch.setattr(pydicom.config.settings, "writing_validation_mode", pydicom.config.RAISE)
+    values = (10 / 3, 0.1 + 0.2, 1 / 7)  # more digits than a decimal string may have
+    study = Study(header={"KVP": "120", "Manufacturer": "ACME"})
+    (path,) = write_series(tmp_path, torch.full((1, 3, 4), 1e5), voxel_size=values, step=1 / 3, study=study)
+    dataset = pydicom.dcmread(path)
+    pydicom.dataset.validate_file_meta(dataset.file_meta, enforce_standard=True)
+    for element in dataset.iterall():
+        element.value  # noqa: B018  # read from its bytes, and checked
+    modules = (
+        "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime ReferringPhysicianName "
+        "StudyID AccessionNumber Modality SeriesInstanceUID SeriesNumber PatientPosition FrameOfReferenceUID "
+        "PositionReferenceIndicator Manufacturer InstanceNumber PixelSpacing ImageOrientationPatient "
+        "ImagePositionPatient SliceThickness ImageType SamplesPerPixel PhotometricInterpretation Rows Columns "
+        "BitsAllocated BitsStored HighBit PixelRepresentation PixelData RescaleIntercept RescaleSlope RescaleType KVP "
+        "AcquisitionNumber SOPClassUID SOPInstanceUID SpecificCharacterSet"
+    )
+    assert [name for name in modules.split() if name not in dataset] == []
+
+
 @pytest.mark.parametrize(
     ("hu", "said"),
     [
         (torch.ones(2, 2), "slice, y, x"),
-        (torch.full((1, 2, 2), 4e4), "32767"),
         (torch.full((1, 2, 2), math.nan), "finite"),
     ],
 )

@@ -251,7 +251,20 @@ def test_result_folder_takes_all_or_nothing(tmp_path: Path) -> None:
     with result_folder(out, names=RESULT_NAMES, overwrite=True) as staging:
         write_run(staging / "run.json", {"new": 1})
     assert json.loads((out / "run.json").read_text()) == {"new": 1}
-    assert contents(out) == ["mine.txt", "reconstruction.nii.gz", "run.json"]
+    assert contents(out) == ["mine.txt", "run.json"]  # no image of another run stays beside it
+
+
+def test_folders_among_the_results_are_replaced_whole(tmp_path: Path) -> None:
+    names = ("a", "b")
+    for made, numbers in (("a", (0, 1, 2)), ("a", (0, 1)), ("b", (5,))):
+        with result_folder(tmp_path, names=names, overwrite=True) as staging:
+            (staging / made).mkdir()
+            for number in numbers:
+                (staging / made / f"{number}").write_text("")
+        assert contents(tmp_path) == [made]
+        assert contents(tmp_path / made) == [f"{number}" for number in numbers]
+    with pytest.raises(ResultExistsError, match="came b"), result_folder(tmp_path, names=names):
+        raise AssertionError("refused before anything is done")
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:

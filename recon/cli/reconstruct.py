@@ -56,6 +56,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("reconstruction"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
     complex_image: Annotated[bool, typer.Option("--complex", help="Save the complex image too.")] = False,
+    dicom: Annotated[bool, typer.Option("--dicom", help="CT: save DICOM series in HU too.")] = False,
 ) -> None:
     """Reconstruct a scan: HDF5, NIfTI, a picture and run.json in a folder."""
     from ..pipeline import reconstruct as run
@@ -86,6 +87,7 @@ def reconstruct(
             out=out,
             overwrite=overwrite,
             complex_image=complex_image,
+            dicom=dicom,
             progress=progress,
         )
     for note in result.run["notes"]:

@@ -55,15 +55,16 @@ def atomic(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def result_folder(folder: str | Path, *, names: Sequence[str], overwrite: bool = False) -> Iterator[Path]:
-    """An empty folder to write results into; they move to `folder` when the block ends, and are dropped if it fails.
+    """An empty folder to write results into; they replace those in `folder` when the block ends, and are dropped if it
+    fails.
 
     Enter it before a long run: what would refuse the results at its end refuses them now.
 
     Parameters
     ----------
     folder : where the results go; made if missing. Other files in it are left alone.
-    names : the results that must not be there yet.
-    overwrite : whether they may be replaced.
+    names : the results, files or folders, that must not be there yet.
+    overwrite : whether they may be replaced. Those that are not made again go, so that all are of one run.
 
     Raises
     ------
@@ -88,8 +89,14 @@ def result_folder(folder: str | Path, *, names: Sequence[str], overwrite: bool =
             staging = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
         yield staging
         with writing(folder):
-            for file in sorted(staging.iterdir()):
-                os.replace(file, folder / file.name)
+            results, retired = sorted(staging.iterdir()), staging / "retired"
+            retired.mkdir()
+            for name in there:
+                new, old = staging / name, folder / name
+                if old.is_dir() or not new.exists():  # a folder takes no other's place
+                    os.replace(old, retired / name)
+            for result in results:
+                os.replace(result, folder / result.name)
             synchronize(folder)
     finally:
         if staging is not None:

@@ -177,7 +177,6 @@ def stack(slices: Sequence[Any], *, name: str, gaps: bool = False) -> CTImages:
             f"The gantry is tilted by {math.degrees(tilt):.1f} degrees: slices are shifted against each other."
         )
     dy, dx = (float(v) for v in first.PixelSpacing)
-    texts = ("Manufacturer", "ManufacturerModelName", "KVP", "ConvolutionKernel")
     return CTImages(
         hu=torch.from_numpy(np.stack([hounsfield(d) for d in slices])),
         positions=torch.from_numpy(along.copy()),
@@ -185,9 +184,15 @@ def stack(slices: Sequence[Any], *, name: str, gaps: bool = False) -> CTImages:
         pixel_size=(dy, dx),
         tilt=tilt,
         uneven=uneven,
-        header={key: str(first.get(key)) for key in texts if first.get(key) not in (None, "")},
+        header=header_of(first),
         notes=tuple(notes),
     )
+
+
+def header_of(dataset: Any) -> dict[str, str]:
+    """What a data set says of the scanner."""
+    texts = ("Manufacturer", "ManufacturerModelName", "KVP", "ConvolutionKernel")
+    return {key: str(dataset.get(key)) for key in texts if dataset.get(key) not in (None, "")}
 
 
 def hounsfield(dataset: Any) -> np.ndarray:

@@ -129,6 +129,7 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
         water=None if water is None else float(water),
         slice_spacing=float(np.median(np.diff(order))) if len(order) > 1 else 1.0,
         name=name,
+        header=dicom.header_of(views[0]),
         notes=notes,
     )
 

@@ -20,7 +20,7 @@ It is read where it is named itself, and beside the file that it belongs to (sin
 | projections, flats, darks, reference | names of files of arrays, from the folder of the JSON |
 | axes | of the projections: "slice,view,bin" (unless said) or "view,slice,bin" |
 | counts, flat | whether projections are counts; a number that stands for flats |
-| gain, photons, water, slice_spacing, notes | as in CTScan |
+| gain, photons, water, slice_spacing, header, notes | as in CTScan |
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _BEAMS = {
 _ANGLES = {"angles", "angles_degrees", "bin_size"}
 _COMMON = {
     *("beam", "bins", "image_shape", "pixel_size", "image_centre", "projections", "flats", "darks", "reference"),
-    *("axes", "counts", "flat", "gain", "photons", "water", "slice_spacing", "notes"),
+    *("axes", "counts", "flat", "gain", "photons", "water", "slice_spacing", "header", "notes"),
 }
 
 
@@ -137,6 +137,7 @@ def scan_of(
         slice_spacing=numbers.get("slice_spacing", 1.0),
         reference=reference,
         name=name,
+        header={str(key): str(text) for key, text in dict(entries.get("header", {})).items()},
         notes=[str(note) for note in entries.get("notes", ())],
     )
 
@@ -267,6 +268,6 @@ def entries_of(scan: CTScan) -> dict[str, Any]:
         entries |= {"angles": geometry.angles.tolist(), "bin_size": geometry.bin_size}
     entries |= {"bins": geometry.bins, "image_shape": list(grid.shape), "pixel_size": list(grid.pixel_sizes)}
     entries |= {"image_centre": list(grid.centre), "counts": scan.is_counts, "slice_spacing": scan.slice_spacing}
-    entries["notes"] = list(scan.notes)
+    entries |= {"header": dict(scan.header), "notes": list(scan.notes)}
     numbers = {"gain": scan.gain, "photons": scan.photons, "water": scan.water}
     return entries | {key: value for key, value in numbers.items() if value is not None}

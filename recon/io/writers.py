@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SUBMISSION, NIFTI, PANEL, RUN = "reconstruction.h5", "reconstruction.nii.gz", "panel.png", "run.json"
 RESULT_NAMES = (SUBMISSION, NIFTI, PANEL, RUN)
 """What a run leaves in its folder."""
+DICOM, DICOM_STD = "reconstruction-dicom", "std-dicom"
+ALL_NAMES = (*RESULT_NAMES, DICOM, DICOM_STD)
+"""What it may leave there: folders of DICOM files on request."""
 
 
 class Disk(io.FileIO):
