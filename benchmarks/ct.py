@@ -1,0 +1,392 @@
+"""CT of measured discs and a measured tooth, and of heads whose truth is known: every method on parts of the scans.
+
+    python -m benchmarks.ct --data ../shared/data
+
+- Discs of acrylic with holes (Helsinki tomography challenge 2022), fewer views and fewer angles. Reference: the
+  filtered back-projection of all views, which carries their noise. PSNR and SSIM inside the disc after least-squares
+  scaling, and the challenge's score: Matthews' correlation of the image's Otsu segmentation with that of the reference.
+- A tooth (synchrotron, counts), fewer views; reference likewise.
+- Slices of a head: CT images in HU, of which scans are simulated (finer grid, strips, photons: `recon simulate-ct`).
+  The object is known: PSNR and SSIM in two windows of HU, and how much of the head the 90 % intervals of the samples
+  hold.
+
+Nothing is tuned on these files. Every method runs by `recon.reconstruct` at its default setting, on one thread.
+Cells are kept one by one in a JSON lines file: an interrupted run continues. A cell is known by the options of its
+method and the weights of its prior, so that new ones are computed anew.
+
+References
+----------
+Meaney, Silva de Moura, Siltanen, Helsinki tomography challenge 2022, Appl Math Mod Chall 1, 170 (2023).
+Otsu, IEEE Trans Syst Man Cybern 9, 62 (1979); Matthews, Biochim Biophys Acta 405, 442 (1975).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Collection
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import priors
+import recon
+from benchmarks import peers
+from benchmarks.ct_pictures import Pictures
+from benchmarks.quality import Cells
+from recon import metrics
+from recon.ct import CTScan
+from recon.ct_simulation import simulate_series
+from recon.errors import ReconError
+from recon.methods import METHODS, inputs_of, options_of, own_prior, takes_prior
+from recon.projections import to_hu
+from recon.result import Reconstruction
+
+RESULTS = Path(__file__).parent / "results"
+ALL_VIEWS = 360  # of a simulated head
+HEAD_SLICES = (6, 17, 22)  # of 28, from below: skull base, ventricles, above them
+WINDOWS = {"brain": (0.0, 80.0), "wide": (-1000.0, 1000.0)}  # HU; centre 40 and width 80, and everything
+
+
+class Run(NamedTuple):
+    """How often a method is run.
+
+    Parameters
+    ----------
+    scans : on the first so many.
+    settings : on those; none for all.
+    samples : that are drawn.
+    """
+
+    scans: int = 99
+    settings: tuple[str, ...] = ()
+    samples: int | None = None
+
+
+class Study(NamedTuple):
+    """One kind of scan.
+
+    Parameters
+    ----------
+    load : folder of the data -> scans of one slice by their names; each is read when it is needed.
+    settings : name -> what `recon.reconstruct` is asked for.
+    scans : settings that only the first so many scans are run with.
+    methods : name -> how often.
+    truth : scan and result -> (y, x) in 1/mm that images are compared with.
+    score : scan and result -> figures.
+    figures : name in the cells -> title of its table, and digits.
+    pictured : settings and methods in the picture, of the first scan.
+    gray : what is black and white there, 1/mm.
+    """
+
+    title: str
+    text: str
+    load: Callable[[Path], dict[str, Callable[[], CTScan]]]
+    settings: dict[str, dict[str, Any]]
+    scans: dict[str, int]
+    methods: dict[str, Run]
+    prior: str
+    truth: Callable[[CTScan, Reconstruction], Tensor]
+    score: Callable[[CTScan, Reconstruction], dict[str, float]]
+    figures: dict[str, tuple[str, int]]
+    pictured: tuple[tuple[str, ...], tuple[str, ...]]
+    gray: tuple[float, float]
+
+
+def file(path: Path, *, index: int = 0) -> Callable[[], CTScan]:
+    return lambda: recon.load(path)[index : index + 1]
+
+
+def head(path: Path, index: int) -> Callable[[], CTScan]:
+    return lambda: simulate_series(path, shape=(256, 256), slices=(index, index + 1), views=ALL_VIEWS, seed=index)
+
+
+def otsu(image: Tensor, *, bins: int = 256) -> Tensor:
+    """Where an image is above the threshold that separates its histogram into classes of least variance."""
+    low, high = float(image.min()), float(image.max())
+    histogram = torch.histc(image.double(), bins, low, high)
+    levels = low + (torch.arange(bins, dtype=torch.float64) + 0.5) * (high - low) / bins
+    below, total = histogram.cumsum(0), histogram.sum()
+    first, everything = (histogram * levels).cumsum(0), (histogram * levels).sum()
+    between = (total * first - below * everything).square() / (below * (total - below)).clamp(min=1)
+    best = (between == between.max()).nonzero().double().mean()  # the middle, where some bins between are empty
+    return image > low + (float(best) + 1) * (high - low) / bins
+
+
+def matthews(truth: Tensor, found: Tensor) -> float:
+    """Correlation of two binary images, 1 for equal ones; 0 where one of them is uniform."""
+    a, b = (m.double().flatten() - m.double().mean() for m in (truth, found))
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if norm else 0.0
+
+
+def all_views(scan: CTScan, result: Reconstruction) -> Tensor:
+    assert result.reference is not None
+    return result.reference[0]
+
+
+def the_object(scan: CTScan, result: Reconstruction) -> Tensor:
+    assert scan.reference is not None
+    return torch.as_tensor(scan.reference[:])[0]
+
+
+def against_all_views(scan: CTScan, result: Reconstruction) -> dict[str, float]:
+    """Against the filtered back-projection of all views, unless it is that; predictive coverage of that image."""
+    found = {key: result.metrics[key] for key in ("psnr_scaled", "ssim_scaled")}
+    if math.isinf(found["psnr_scaled"]):
+        return {}
+    coverage = result.run["coverage"][0]
+    return found | ({} if coverage is None else {"coverage": coverage["coverage"][coverage["levels"].index(0.9)]})
+
+
+def disc_score(scan: CTScan, result: Reconstruction) -> dict[str, float]:
+    found = against_all_views(scan, result)
+    return found and found | {"matthews": matthews(otsu(all_views(scan, result)), otsu(result.mean[0]))}
+
+
+def head_score(scan: CTScan, result: Reconstruction) -> dict[str, float]:
+    """Against the object, in windows of HU: PSNR inside the head, SSIM over the rectangle about it."""
+    assert scan.water is not None
+    truth = the_object(scan, result)
+    inside = metrics.object_mask(truth)
+    y, x = (slice(int(n.min()), int(n.max()) + 1) for n in inside.nonzero().unbind(1))
+    found = {}
+    for name, (low, high) in WINDOWS.items():
+        r, m = (to_hu(image, scan.water).clamp(low, high) - low for image in (truth, result.mean[0]))
+        found[f"psnr_{name}"] = metrics.psnr(r[inside][None], m[inside][None])
+        found[f"ssim_{name}"] = metrics.ssim(r[y, x], m[y, x])
+    if result.lower is not None and result.upper is not None:
+        within = (result.lower[0] <= truth) & (truth <= result.upper[0])
+        found["coverage"] = float(within[inside].double().mean())
+        found["width_hu"] = float((result.upper[0] - result.lower[0])[inside].mean()) / scan.water * 1000
+    return found
+
+
+CLASSICAL = {name: Run() for name in ("fbp", "sirt", "os-sart", "cgls", "tv", "pwls")}
+HELSINKI = {"psnr_scaled": ("PSNR in dB", 2), "ssim_scaled": ("SSIM", 3)}
+STUDIES = {
+    "htc": Study(
+        title="Discs with holes (HTC 2022, measured)",
+        text="Reference: FBP of all 721 views, with their noise (FBP of 721 views is that image itself).",
+        load=lambda data: {f"t{x}": file(data / "ct" / f"htc2022_t{x}_full.mat") for x in "abcd"},
+        settings={
+            "30 views": {"views": 30},
+            "0..60 degrees": {"angular_range": (0.0, 60.0)},
+            "60 views": {"views": 60},
+            "90 views": {"views": 90},
+            "0..90 degrees": {"angular_range": (0.0, 90.0)},
+            "721 views": {"views": 721},
+        },
+        scans={"90 views": 2, "0..90 degrees": 2, "721 views": 1},
+        methods=CLASSICAL | {"dds": Run(samples=2), "split-gibbs": Run(1, ("30 views",), 4)},
+        prior="discs-ct",
+        truth=all_views,
+        score=disc_score,
+        figures=HELSINKI | {"matthews": ("Matthews correlation after Otsu", 3), "coverage": ("Coverage of 90 %", 2)},
+        pictured=(("30 views", "0..60 degrees"), ("fbp", "sirt", "tv", "pwls", "dds")),
+        gray=(0.0, 0.05),
+    ),
+    "tooth": Study(
+        title="Tooth (synchrotron, measured counts)",
+        text="Two slices. Reference: FBP of all 181 views, with their noise. No prior of this project fits a tooth.",
+        load=lambda data: {f"slice {i}": file(data / "ct" / "tomopy_tooth.h5", index=i) for i in range(2)},
+        settings={"30 views": {"views": 30}, "60 views": {"views": 60}, "181 views": {"views": 181}},
+        scans={"181 views": 1},
+        methods=CLASSICAL | {"transmission": Run()},
+        prior="",
+        truth=all_views,
+        score=against_all_views,
+        figures=HELSINKI,
+        pictured=(("30 views", "60 views"), ("fbp", "sirt", "tv", "pwls", "transmission")),
+        gray=(0.0, 0.01),
+    ),
+    "head": Study(
+        title="Heads (simulated scans of measured CT images)",
+        text=(
+            f"Slices {', '.join(map(str, HEAD_SLICES))} (of 28, from below) of a head in HU, 512 x 512: the object. "
+            f"{ALL_VIEWS} views over a turn, 2e5 photons a bin, images of 256 x 256. PSNR inside the head, SSIM over "
+            "the rectangle about it, of images cut to the window (brain: 0 to 80 HU, wide: -1000 to 1000 HU), whose "
+            "width is the peak. The object has the noise of its own scan."
+        ),
+        load=lambda data: {f"slice {i}": head(data / "ct" / "dcm_qa_ct_GE_head_28.tar.xz", i) for i in HEAD_SLICES},
+        settings={
+            "8 views": {"views": 8},
+            "16 views": {"views": 16},
+            "23 views": {"views": 23},
+            "60 views": {"views": 60},
+            "dose 1/10": {"dose": 0.1},
+            "dose 1/4": {"dose": 0.25},
+        },
+        scans={"dose 1/10": 2, "dose 1/4": 2},
+        methods=CLASSICAL
+        | {
+            "pnp-admm": Run(settings=("8 views", "16 views", "23 views", "60 views")),
+            "diffpir": Run(1, ("23 views",), 1),
+            "dds": Run(samples=4),
+            "score-mri": Run(1, ("23 views",), 1),
+            "dps": Run(1, ("23 views",), 1),
+            "split-gibbs": Run(1, ("23 views",), 4),
+        }
+        | {name: Run() for name in ("fbp-unet", "fbp-gan") if name in METHODS},
+        prior="head-ct",
+        truth=the_object,
+        score=head_score,
+        figures={
+            f"{figure}_{window}": (f"{title}, {window} window", digits)
+            for window in WINDOWS
+            for figure, title, digits in (("psnr", "PSNR in dB", 2), ("ssim", "SSIM", 3))
+        }
+        | {"coverage": ("Coverage of 90 %", 2), "width_hu": ("Length of the intervals in HU", 0)},
+        pictured=(("8 views", "23 views", "dose 1/10"), ("fbp", "sirt", "tv", "pwls", "dds")),
+        gray=(0.0206 * 0.92, 0.0206 * 1.12),
+    ),
+}
+
+
+UNRANKED = ("coverage", "width_hu")
+Cell = dict[tuple[str, str, str], dict[str, Any]]
+"""(setting, method, scan) -> figures."""
+
+
+class Bench:
+    """The cells of one study."""
+
+    def __init__(self, key: str, data: Path, cells: Cells, images: Path) -> None:
+        self.key, self.study, self.cells = key, STUDIES[key], cells
+        self.scans = {name: cache(load) for name, load in self.study.load(data).items()}
+        self.pictures = Pictures(images / key)
+
+    def runs(self, setting: str, method: str) -> list[str]:
+        """The scans that a method is run on with a setting."""
+        study, run = self.study, self.study.methods[method]
+        count = min(run.scans, study.scans.get(setting, len(self.scans)))
+        return list(self.scans)[:count] if not run.settings or setting in run.settings else []
+
+    def cell(self, scan: str, setting: str, method: str) -> dict[str, Any]:
+        """Figures of one method on one scan, computed if they have not been."""
+        study, function = self.study, METHODS[method]
+        prior = own_prior(method, study.prior) if takes_prior(function) else None
+        samples = study.methods[method].samples if "rng" in inputs_of(function) else None
+        of: dict[str, Any] = {"study": self.key, "scan": scan, "setting": setting, "method": method}
+        of |= {"options": options_of(function), "samples": samples}
+        if prior is not None:
+            of |= {"prior": prior, "weights": priors.load(prior).card["sha256"][:12]}
+        settings, methods = study.pictured
+        pictured = scan == next(iter(self.scans)) and setting in settings and method in methods
+        if pictured and not self.pictures.has(setting, method):
+            self.cells.done.pop(Cells.key(**of), None)
+
+        def compute() -> dict[str, Any]:
+            given = self.scans[scan]()
+            try:
+                result = recon.reconstruct(
+                    given, method=method, samples=samples, prior=prior, check=False, **study.settings[setting]
+                )
+            except ReconError as error:
+                return {"error": str(error)}
+            if pictured:
+                self.pictures.keep(setting, method, result, study.truth(given, result))
+            cost = {"seconds": result.run["timings_s"]["method"], "evaluations": result.run["evaluations"]}
+            return study.score(given, result) | cost
+
+        found = self.cells.get(compute, **of)
+        figures = {key: round(value, 3) for key, value in found.items() if isinstance(value, float)}
+        print(self.key, scan, setting, method, figures or found, flush=True)
+        return found
+
+    def all(self, methods: Collection[str]) -> Cell:
+        """All that are to be run, setting by setting."""
+        return {
+            (setting, method, scan): self.cell(scan, setting, method)
+            for setting in self.study.settings
+            for scan in self.scans
+            for method in self.study.methods
+            if method in methods and scan in self.runs(setting, method)
+        }
+
+    def report(self, cells: Cell) -> str:
+        """Tables in Markdown: every figure over settings and methods; then all methods, where some ran on one scan."""
+        study = self.study
+        parts = [f"## {study.title}", study.text]
+        for figure, (title, digits) in study.figures.items():
+            rows = {}
+            for setting in study.settings:
+                found = self.means(cells, setting, figure, [m for m, run in study.methods.items() if run.scans > 1])
+                if found:
+                    count = max(len(self.runs(setting, method)) for method in found)
+                    rows[f"{setting} ({count})"] = marked(found, digits, ranked=figure not in UNRANKED)
+            if rows:
+                parts += [f"{title} (mean of so many scans):", table(rows)]
+        parts += [self.on_one(cells, setting) for setting in study.settings if self.alone(cells, setting)]
+        return "\n\n".join(parts) + "\n"
+
+    def means(self, cells: Cell, setting: str, figure: str, methods: Collection[str]) -> dict[str, float]:
+        """Method -> mean over its scans, of those that have the figure."""
+        found = {m: [cells.get((setting, m, scan), {}).get(figure) for scan in self.runs(setting, m)] for m in methods}
+        return {method: mean(values) for method, values in found.items() if values and None not in values}
+
+    def alone(self, cells: Cell, setting: str) -> bool:
+        """Whether a method ran on the first scan only with a setting that others ran on several."""
+        return any(run.scans == 1 and key[:2] == (setting, m) for m, run in self.study.methods.items() for key in cells)
+
+    def on_one(self, cells: Cell, setting: str) -> str:
+        """Every method on the first scan."""
+        scan, rows = next(iter(self.scans)), {}
+        columns = {
+            **self.study.figures,
+            "samples": ("samples", 0),
+            "evaluations": ("evaluations", 0),
+            "seconds": ("s", 1),
+        }
+        for (where, method, which), cell in cells.items():
+            if (where, which) == (setting, scan):
+                figures = cell | {"samples": cell["of"]["samples"]}
+                rows[method] = {
+                    title: cell["error"] if "error" in cell else f"{figures[key]:.{digits}f}"
+                    for key, (title, digits) in columns.items()
+                    if figures.get(key) is not None or "error" in cell
+                }
+        return f"Every method, {scan}, {setting}; seconds for all samples:\n\n{table(rows)}"
+
+
+def marked(values: dict[str, float], digits: int, *, ranked: bool) -> dict[str, str]:
+    """Numbers as text, the largest in bold."""
+    best = max(values.values()) if ranked else None
+    return {key: f"**{v:.{digits}f}**" if v == best else f"{v:.{digits}f}" for key, v in values.items()}
+
+
+def table(rows: dict[str, dict[str, str]]) -> str:
+    """In Markdown; columns in the order of their first appearance."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--methods", type=lambda text: text.split(","), help="of those of the study, all by default")
+    parser.add_argument("--cells", type=Path, default=RESULTS / "ct.jsonl")
+    parser.add_argument("--report", type=Path, default=RESULTS / "ct.md")
+    parser.add_argument("--images", type=Path, default=Path("runs/ct"), help="where pictured images are kept")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    reports, cells = [], Cells(arguments.cells)
+    for key in arguments.only:
+        bench = Bench(key, arguments.data, cells, arguments.images)
+        reports.append(bench.report(bench.all(arguments.methods or bench.study.methods)))
+        bench.pictures.draw(arguments.report.with_name(f"ct-{key}.png"), *bench.study.pictured, gray=bench.study.gray)
+    machine = f"{peers.machine()['cpu']}, torch {torch.__version__}"
+    command = f"python -m benchmarks.ct {' '.join(sys.argv[1:])}".strip()
+    arguments.report.write_text(f"# CT\n\n`{command}`, {machine}, one thread\n\n" + "\n".join(reports))
+
+
+if __name__ == "__main__":
+    main()
