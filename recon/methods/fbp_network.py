@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from operators.fbp import filtered_back_projection
+from operators.geometry import Grid
 from priors.supervised import PostProcessing
 
 from ..ct import PreparedCT
@@ -76,7 +77,7 @@ def _enhanced(method: str, scan: PreparedCT, network: PostProcessing) -> Tensor:
 def noisy_image(scan: PreparedCT, unit: float) -> tuple[Tensor, Tensor]:
     """Filtered back-projections (slice, y, x) and the standard deviation of their noise (slice,).
 
-    The latter is that of one realisation over the whole image, always the same one.
+    The latter is that of one realisation, always the same one, at points all over the image.
 
     Parameters
     ----------
@@ -91,5 +92,12 @@ def noisy_image(scan: PreparedCT, unit: float) -> tuple[Tensor, Tensor]:
     if not bool((deviation > 0).flatten(1).any(1).all()):
         raise InputError("scan: expected bins with photons in every slice, got one without")
     normal = torch.randn(deviation.shape[-2:], generator=torch.Generator().manual_seed(0)).to(deviation)
-    noise = filtered_back_projection(deviation * normal, scan.geometry, scan.grid)
+    noise = filtered_back_projection(deviation * normal, scan.geometry, _thinned(scan.grid))
     return fbp(scan) * (scan.scale / unit), noise.square().mean((-2, -1)).sqrt() / unit
+
+
+def _thinned(grid: Grid) -> Grid:
+    """Points over the same field, 64 or a few more along its shorter side."""
+    step = max(1, min(grid.shape) // 64)
+    y, x = grid.shape
+    return Grid((y // step, x // step), (step * grid.pixel_sizes[0], step * grid.pixel_sizes[1]), grid.centre)
