@@ -13,3 +13,12 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"measured data not found at {folder}; set TWEEDIE_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of a quick benchmark; its command in a process of its own draws them."""
+    from recon.benchmark import pictures
+
+    for name in ("against_acceleration", "against_cost", "reliability", "images"):
+        monkeypatch.setattr(pictures, name, lambda *_: b"picture")
