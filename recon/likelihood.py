@@ -27,6 +27,8 @@ class Gaussian:
     ----------
     A : operator from images to data.
     y : (batch..., *A.codomain.shape); the data, of the operator's codomain.
+    curvature : (*A.domain.shape), as that of A^H A, which preconditions `solve` and `draw`; None for none.
+    iterations : of conjugate gradients that a sampler may take for `solve`: a few where A is well conditioned.
 
     Raises
     ------
@@ -34,7 +36,7 @@ class Gaussian:
         If y is not of the operator's codomain, or not finite.
     """
 
-    def __init__(self, A: LinearOperator, y: Tensor) -> None:
+    def __init__(self, A: LinearOperator, y: Tensor, *, curvature: Tensor | None = None, iterations: int = 5) -> None:
         A.codomain.check(y, "data of a Gaussian likelihood")
         if not bool(torch.isfinite(y).all()):
             raise ValueError(
@@ -42,6 +44,7 @@ class Gaussian:
             )
         self.A = A
         self.y = y
+        self.curvature, self.iterations = curvature, iterations
         self.backprojection = A.adjoint(y)
 
     def nll(self, x: Tensor) -> Tensor:
@@ -54,7 +57,13 @@ class Gaussian:
         return self.A.gram(x) - self.backprojection
 
     def solve(
-        self, v: Tensor, tau: float, *, iterations: int, x0: Tensor | None = None, tolerance: float = 0.0
+        self,
+        v: Tensor,
+        tau: float,
+        *,
+        iterations: int,
+        x0: Tensor | None = None,
+        tolerance: float = 0.0,
     ) -> Tensor:
         """argmin_x tau nll(x) + 1/2 ||x - v||^2, by conjugate gradients from x0 (v by default).
 
@@ -69,6 +78,7 @@ class Gaussian:
             space=self.A.domain,
             iterations=iterations,
             tolerance=tolerance,
+            diagonal=self._diagonal(tau),
         )
 
     def project(self, v: Tensor, *, iterations: int, y: Tensor | None = None, tolerance: float = 0.0) -> Tensor:
@@ -96,7 +106,12 @@ class Gaussian:
             space=self.A.domain,
             iterations=iterations,
             tolerance=tolerance,
+            diagonal=self._diagonal(tau),
         )
+
+    def _diagonal(self, tau: float) -> Tensor | None:
+        """Near I + tau A^H A."""
+        return None if self.curvature is None else 1 + tau * self.curvature
 
 
 class PoissonTransmission:

@@ -23,6 +23,7 @@ def cg(
     space: Space,
     iterations: int,
     tolerance: float = 0.0,
+    diagonal: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Conjugate gradients for a Hermitian positive semidefinite system, each batch entry with its own step lengths.
@@ -34,6 +35,7 @@ def cg(
     space : the trailing axes over which inner products run.
     iterations : at most so many; 0 returns x0.
     tolerance : stop when every residual is below tolerance * ||b||, or below rounding.
+    diagonal : positive; near the system, whose inverse preconditions it. Residuals are then measured in that inverse.
 
     References
     ----------
@@ -45,9 +47,10 @@ def cg(
         )
     x = x0
     r = b - apply(x)
-    p = r
-    rr = space.inner(r, r)
-    bb = space.inner(b, b)
+    z = r if diagonal is None else r / diagonal
+    p = z
+    rr = space.inner(r, z)
+    bb = space.inner(b, b if diagonal is None else b / diagonal)
     rounding = torch.finfo(rr.dtype).eps ** 2 * (bb + rr)  # below it, a singular system would be solved for noise
     limit = torch.maximum(tolerance**2 * bb, rounding)
     for iteration in range(iterations):
@@ -57,8 +60,9 @@ def cg(
         alpha = torch.where(rr > limit, _ratio(rr, space.inner(p, q)), 0.0)  # converged problems stand still
         x = x + space.expand(alpha) * p
         r = r - space.expand(alpha) * q  # residual b - A x
-        rr, rr_before = space.inner(r, r), rr
-        p = r + space.expand(_ratio(rr, rr_before)) * p
+        z = r if diagonal is None else r / diagonal
+        rr, rr_before = space.inner(r, z), rr
+        p = z + space.expand(_ratio(rr, rr_before)) * p
         if callback is not None:
             callback(iteration, x)
     return x

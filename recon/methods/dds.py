@@ -49,7 +49,7 @@ def dds(
     rng: Noise,
     eta: float = 1.0,
     strength: float = 1.0,
-    iterations: int = 5,
+    iterations: int = 0,
     x0_start: Tensor | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -73,6 +73,8 @@ def dds(
     sigmas : (steps + 1,) decreasing to 0; one network evaluation each, but for the 0.
     eta : fraction of fresh noise in every step, from 0 (the predicted noise is kept) to 1.
     strength : weight of the data relative to their measured noise.
+    iterations : of conjugate gradients; 0 for those of the likelihood, 5 of MRI and 20 of CT. A sample of a simulated
+        head from 16 views, 15 levels, had 25.7 dB with 5 without the curvature, 28.5 with it, and 30.4 with 20.
     x0_start : ([n_samples,] *domain), a warm image for an early start: sigmas[0] should not be below its error.
 
     Returns
@@ -91,6 +93,7 @@ def dds(
     Chung, Lee, Ye, ICLR 2024, algorithm 2; early start: Chung, Sim, Ye, CVPR 2022.
     """
     check_inputs("dds", likelihood, denoiser, sigmas)
+    iterations = iterations or likelihood.iterations
     check_positive("dds", strength=strength, iterations=iterations)
     consistency = proximal(likelihood, lambda sigma: strength * sigma**2, iterations=iterations)
     x0 = start(likelihood, rng, x0_start)
@@ -192,7 +195,7 @@ def dds_warm(
     start: float = 0.3,
     eta: float = 0.9,
     strength: float = 1.0,
-    iterations: int = 5,
+    iterations: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
     """DDS with an early start from the l1-wavelet image, at the first of its levels that is at most `start`.

@@ -74,7 +74,7 @@ def pwls(
     regularization: float = 0.02,
     delta: float = 0.005,
     subset_views: int = 20,
-    iterations: int = 40,
+    iterations: int = 150,
     nonnegative: bool = True,
     callback: Callback | None = None,
 ) -> Tensor:
