@@ -47,8 +47,8 @@ def render(shape: tuple[int, int], rng: Rng) -> Tensor:
     material = coverage(outline, width)
     cupping = 1 - rng.uniform(0, 0.25) * (1 - (y.square() + x.square()) / radius**2).clamp(min=0)
     material = material * cupping * (1 + rng.uniform(0, 0.03) * smooth_field(shape, rng))
-    filled, left = rng.random() < 0.1, rng.uniform(0, 0.2) * (rng.random() < 0.7)
-    left = left * (1 + 0.3 * smooth_field(shape, rng))
+    filled = rng.random() < 0.1
+    left = rng.uniform(0, 0.2) * (rng.random() < 0.7) * (1 + 0.3 * smooth_field(shape, rng))
     for distance in holes(y, x, radius, rng):
         hole = coverage(distance, width)
         material = material * (1 - hole) + (rng.uniform(0, 1.6) if filled else left) * hole
