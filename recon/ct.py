@@ -17,7 +17,7 @@ from operators.linop import Weighted
 from .errors import InputError
 from .likelihood import Gaussian
 from .mri import SliceArray
-from .projections import LineIntegrals, line_integrals, truncated_views
+from .projections import LineIntegrals, line_integrals, remove_rings, truncated_views
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def noise_of(scan: CTScan) -> NoiseLevel:
     if (photons := known if scan.is_counts else scan.photons) is not None:
         return NoiseLevel(photons, f"noise: {photons:g} photons {'a count' if scan.is_counts else 'a bin'}, as given")
     middle = len(scan) // 2
-    found = _logarithm(scan[middle : middle + 1])
+    found = logarithm(scan[middle : middle + 1])
     levels = {
         "views": _difference_noise(found.values.mT, found.signal.mT, lag=1),
         "bins": _difference_noise(found.values, found.signal, lag=2),
@@ -182,18 +182,21 @@ def _difference_noise(line_integrals: Tensor, signal: Tensor, *, lag: int) -> fl
     return float(normal.median() / 0.6745) ** 2 if len(normal) else math.inf  # median of |n|, n standard normal
 
 
-def prepare(scan: CTScan, *, noise: NoiseLevel | None = None) -> PreparedCT:
+def prepare(scan: CTScan, *, noise: NoiseLevel | None = None, rings: int | None = None) -> PreparedCT:
     """Line integrals with the inverse of their variance, and the intensity scale.
 
     Parameters
     ----------
     scan : its slices are read into memory.
     noise : of its line integrals; found from these slices by default, see `noise_of`.
+    rings : odd number of bins; takes out stripes of up to half as many, see `remove_rings`. Counts stay as they were
+        measured: what differs from bin to bin is their blank.
 
     Raises
     ------
     InputError
-        If the projections do not fit the geometry, are not finite, or hold no object.
+        If the projections do not fit the geometry, are not finite, or hold no object; if rings is even, or larger than
+        the detector.
 
     Warns
     -----
@@ -201,29 +204,40 @@ def prepare(scan: CTScan, *, noise: NoiseLevel | None = None) -> PreparedCT:
         If the detector ends before the object does.
     """
     noise = noise_of(scan) if noise is None else noise
-    found = _logarithm(scan)
+    found = logarithm(scan)
     weights = noise.photons * found.signal
-    scale = mean_attenuation(found.values, scan.geometry) if scan.water is None else scan.water
+    values, blank = found.values, (noise.photons * found.blank)[:, None].expand_as(weights)
     notes = [noise.source, *scan.notes, *found.notes]
-    if cut := _truncation(found.values):
+    if rings is not None:
+        values = remove_rings(found.values, size=rings)
+        blank = blank * torch.exp(values - found.values)
+        notes.append(f"Stripes of up to {rings // 2} bins, which make rings, were taken out of the line integrals.")
+    scale = mean_attenuation(values, scan.geometry) if scan.water is None else scan.water
+    if cut := _truncation(values):
         warnings.warn(cut, stacklevel=2)
         notes.append(f"WARNING: {cut}")
     background = (noise.photons * found.background)[:, None].expand_as(weights)
     return PreparedCT(
-        line_integrals=found.values,
+        line_integrals=values,
         weights=weights,
         geometry=scan.geometry,
         grid=scan.grid,
         scale=scale,
         counts=weights + background,
-        blank=(noise.photons * found.blank)[:, None].expand_as(weights),
+        blank=blank,
         background=background,
         notes=tuple(notes),
     )
 
 
-def _logarithm(scan: CTScan) -> LineIntegrals:
-    """Line integrals with their signal, blank and background."""
+def logarithm(scan: CTScan) -> LineIntegrals:
+    """Line integrals with their signal, blank and background.
+
+    Raises
+    ------
+    InputError
+        If the projections do not fit the geometry, or are not finite.
+    """
     projections = torch.as_tensor(scan.projections[:]).to(torch.float32)
     try:
         scan.geometry.check(projections)

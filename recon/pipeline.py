@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ def reconstruct(
     views: int | None = None,
     angular_range: tuple[float, float] | None = None,
     dose: float | None = None,
+    rings: int | None = None,
+    rotation_centre: float | str | None = None,
     device: str = "cpu",
     precision: str = "float32",
     check: bool = True,
@@ -102,6 +104,8 @@ def reconstruct(
         views=views,
         angular_range=angular_range,
         dose=dose,
+        rings=rings,
+        rotation_centre=rotation_centre,
         device=device,
         precision=precision,
         check=check,
@@ -115,6 +119,7 @@ def reconstruct(
     check_settings(asked, scan)
     if dicom:
         known_water(modality_of(scan).water(scan), scan.name)
+    scan = cast(Scan, modality_of(scan).adjusted(scan, asked))
     settings = asked.resolved(prior=modality_of(scan).PRIOR)
     folder = None if out is None else Path(out)
     staging = nullcontext() if folder is None else result_folder(folder, names=ALL_NAMES, overwrite=overwrite)

@@ -35,6 +35,9 @@ class Settings:
     views : of CT, how many to keep, evenly of all; None for all.
     angular_range : of CT, first and last angle in degrees of the views to keep; None for all.
     dose : of CT, the fraction to lower it to, by simulation; None for all of it.
+    rings : of CT, an odd number of bins: stripes of up to half as many are taken out; None to leave them.
+    rotation_centre : of CT by a parallel beam, the bin (from 0) that the axis projects onto, or "find"; None for what
+        the file says.
     device : where to compute, "cpu" or "cuda".
     precision : in which the prior's network computes, "float32" or "bf16" (see priors.bf16).
     check : for methods that draw samples with maps: whether to look if the prior suits the data, which costs 4
@@ -58,6 +61,8 @@ class Settings:
     views: int | None = None
     angular_range: tuple[float, float] | None = None
     dose: float | None = None
+    rings: int | None = None
+    rotation_centre: float | str | None = None
     device: str = "cpu"
     precision: str = "float32"
     check: bool = True
@@ -113,6 +118,10 @@ class Settings:
                 raise InputError(f"{name}: expected at least 1, got {value}")
         if self.dose is not None and not 0 < self.dose <= 1:
             raise InputError(f"dose: expected a fraction above 0 and at most 1, got {self.dose:g}")
+        if self.rings is not None and (self.rings < 3 or self.rings % 2 == 0):
+            raise InputError(f"rings: expected an odd number of bins, at least 3, got {self.rings}")
+        if isinstance(self.rotation_centre, str) and self.rotation_centre != "find":
+            raise InputError(f"rotation_centre: expected a bin, such as 245.1, or find, got {self.rotation_centre!r}")
         if self.angular_range is not None and not 0 < self.angular_range[1] - self.angular_range[0] <= 360:
             first, last = self.angular_range
             raise InputError(f"angular_range: expected FIRST < LAST degrees within one turn, got {first:g} to {last:g}")

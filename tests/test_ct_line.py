@@ -3,17 +3,20 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from operators.ct import XRay
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam
 from recon.benchmark.grid import make_grid
 from recon.benchmark.run import benchmark
+from recon.cli import app
 from recon.cli.options import parse_range
 from recon.ct import CTScan, PreparedCT, likelihood, mean_attenuation, noise_of, prepare
 from recon.ct_undersampling import Part, choose_views, undersample
@@ -21,11 +24,13 @@ from recon.datafit import _wilcoxon
 from recon.errors import InputError, ResultExistsError
 from recon.io.dicom import datasets, read_images
 from recon.io.numpy_projections import write
+from recon.io.projection_arrays import default_grid
 from recon.io.writers import DICOM, DICOM_STD, RESULT_NAMES
 from recon.methods import METHODS
 from recon.noise import Noise
 from recon.phantom import head
 from recon.pipeline import reconstruct
+from recon.rotation_centre import centred
 
 GRID = Grid((48, 40), 1.0)
 ELLIPSES = [(2.0, -1.0, 17.0, 14.0, 0.02), (-5.0, 4.0, 5.0, 3.0, 0.01), (6.0, -5.0, 3.0, 4.0, -0.01)]
@@ -150,6 +155,91 @@ def test_the_scale_does_not_depend_on_the_views() -> None:
         chosen = choose_views(FAN, **asked)
         assert mean_attenuation(noisy(FAN)[:, chosen], FAN.select(chosen)) == pytest.approx(scale, rel=0.05)
     assert prepare(fan_scan(water=0.019)).scale == 0.019
+
+
+# The rotation axis and rings
+
+
+def off_centre(axis: float, photons: float | None = 1e7) -> CTScan:
+    """A scan over half a turn whose rotation axis projects onto a bin, where its file says that it is in the middle."""
+    true = ParallelBeam(angles(90), 80, 1.0, 39.5 - axis)
+    projections = sinogram(true)[None] if photons is None else noisy(true, photons=photons)
+    told = ParallelBeam(angles(90), 80, 1.0)
+    return CTScan(projections, told, default_grid(told), photons=photons, name="off centre")
+
+
+def test_the_rotation_axis_is_found_or_told(tmp_path: Path) -> None:
+    scan = off_centre(42.3)
+    wrong = reconstruct(scan, method="fbp")
+    told = reconstruct(scan, method="fbp", rotation_centre=42.3, out=tmp_path)
+    found = reconstruct(scan, method="fbp", rotation_centre="find")
+    (note,) = (note for note in found.run["notes"] if "rotation axis" in note)
+    assert float(note.split("bin ")[1].split(",")[0]) == pytest.approx(42.3, abs=0.1)
+    assert "as the views of slice 0 tell" in note
+    assert told.mean.shape == (1, 74, 74)  # the circle about bin 42.3 that bins 0 to 79 see: 36.7 mm to one side
+    # What lies beside the object is empty about the right axis, and streaks about another: a fifth is left.
+    beside = {name: float(r.mean[0, :6].abs().mean()) for name, r in {"w": wrong, "t": told, "f": found}.items()}
+    assert beside["t"] < 0.3 * beside["w"]
+    assert beside["f"] < 0.3 * beside["w"]
+    assert json.loads((tmp_path / "run.json").read_text())["arguments"]["rotation_centre"] == 42.3
+
+
+def test_an_image_of_its_own_size_does_not_follow_the_axis() -> None:
+    scan = off_centre(42.3)
+    moved = centred(CTScan(scan.projections, scan.geometry, GRID), 42.3)
+    assert moved.grid == GRID
+    assert centred(scan, 42.3).grid == Grid((74, 74), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scan", "arguments", "message"),
+    [
+        (fan_scan(), {"rotation_centre": "find"}, "expected a parallel beam, .* got FanBeam; give rotation_offset"),
+        (off_centre(40.0), {"rotation_centre": "middle"}, "expected a bin, such as 245.1, or find, got 'middle'"),
+        (off_centre(40.0), {"rotation_centre": 90.0}, "misses it"),
+        (off_centre(40.0), {"rings": 10}, "rings: expected an odd number of bins, at least 3, got 10"),
+        (off_centre(40.0), {"rings": 101}, "at most 80, got 101"),
+    ],
+)
+def test_axes_and_rings_that_cannot_be(scan: CTScan, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        reconstruct(scan, method="fbp", **arguments)
+
+
+def test_half_a_turn_is_needed_to_find_the_axis() -> None:
+    scan = off_centre(40.0)
+    part = undersample(scan, Part(torch.arange(40)), stream=(0,))
+    with pytest.raises(InputError, match="expected views half a turn apart"):
+        centred(part)
+
+
+def test_rings_are_taken_out() -> None:
+    """Bins that count too much or too little, in the image (0.4 is left) and for statistics that keep the counts."""
+    scan = off_centre(39.5)
+    gain = torch.ones(80)
+    gain[[30, 37, 44, 52]] = torch.tensor([1.16, 0.88, 1.13, 0.86])
+    bad = replace(scan, projections=torch.as_tensor(scan.projections) - gain.log())
+    images = {
+        name: reconstruct(given, method="fbp", rings=rings).mean
+        for name, given, rings in (("good", scan, None), ("bad", bad, None), ("mended", bad, 5))
+    }
+    error = {name: float((images[name] - images["good"]).norm()) for name in ("bad", "mended")}
+    assert error["mended"] < 0.5 * error["bad"]
+    plain, mended = prepare(bad), prepare(bad, rings=5)
+    assert torch.equal(plain.counts, mended.counts)
+    torch.testing.assert_close(mended.blank * torch.exp(-mended.line_integrals), mended.counts, rtol=1e-4, atol=0)
+    assert any("Stripes of up to 2 bins" in note for note in mended.notes)
+
+
+def test_rings_of_the_reference_too() -> None:
+    bad = off_centre(39.5)
+    stripes = torch.zeros(80)
+    stripes[45] = 0.1
+    bad = replace(bad, projections=torch.as_tensor(bad.projections) + stripes)
+    result = reconstruct(bad, method="fbp", views=45, rings=5)
+    full = reconstruct(bad, method="fbp", rings=5)
+    assert result.reference is not None
+    torch.testing.assert_close(result.reference, full.mean)
 
 
 # Less of a scan
@@ -389,6 +479,24 @@ def test_a_benchmark_over_views_ranges_and_doses(tmp_path: Path) -> None:
     assert {record["acceleration"] for record in found.records.values()} == {3.0, 90 / 30, 90 / 30}
     with pytest.raises(InputError, match="masks: expected views, range, dose for ellipses, a scan of CT, got random"):
         make_grid([file], masks=["random"], accelerations=[3.0])
+
+
+@pytest.mark.filterwarnings("ignore:the detector ends")
+def test_a_scan_of_less_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "scan.npz"
+    write(file, replace(off_centre(42.3, photons=1e5), water=0.02))
+    asked = {"--views": "20", "--angular-range": "0:120", "--dose": "0.5", "--rings": "3", "--rotation-centre": "find"}
+    words = [word for pair in asked.items() for word in pair]
+    result = CliRunner().invoke(
+        app, ["reconstruct", str(file), "--method", "fbp", *words, "--dicom", "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    assert "20 of 90 views, 0.5 of the dose" in result.output
+    assert "Stripes of up to 1 bins" in result.output
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    arguments = {name: record["arguments"][name.strip("-").replace("-", "_")] for name in asked}
+    assert [*arguments.values()] == [20, [0.0, 120.0], 0.5, 3, "find"]
+    assert read_images(tmp_path / "out" / DICOM).hu.shape == (1, 74, 74)
 
 
 def test_the_command_reads_ranges() -> None:

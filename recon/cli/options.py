@@ -62,6 +62,14 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
     return first, last
 
 
+def parse_centre(text: str | None) -> float | str | None:
+    """A bin, or a word."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def parse_shape(text: str) -> tuple[int, int]:
     """Y,X as two numbers."""
     from ..errors import InputError

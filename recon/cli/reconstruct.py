@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from .display import console, metrics_table, plain, progress_bar
-from .options import Device, Options, Prior, parse_options, parse_range, parse_slices
+from .options import Device, Options, Prior, parse_centre, parse_options, parse_range, parse_slices
 
-File = Annotated[Path, typer.Argument(help="fastMRI HDF5, BART cfl, NumPy .npy or .npz.")]
+File = Annotated[Path, typer.Argument(help="A scan, of any format that is read (see the README).")]
 
 
 def reconstruct(
@@ -42,6 +42,12 @@ def reconstruct(
         str | None, typer.Option(help="CT: keep FIRST:LAST degrees from the first view on; all by default.")
     ] = None,
     dose: Annotated[float | None, typer.Option(help="CT: simulate this fraction of the dose.")] = None,
+    rings: Annotated[
+        int | None, typer.Option(help="CT: take out rings; an odd number of bins, twice their width, such as 11.")
+    ] = None,
+    rotation_centre: Annotated[
+        str | None, typer.Option(help="CT, parallel beam: the bin (from 0) that the axis projects onto, or find.")
+    ] = None,
     device: Device = "cpu",
     precision: Annotated[
         str, typer.Option(help="Of the prior's network: float32, or bf16, faster where there are instructions for it.")
@@ -79,6 +85,8 @@ def reconstruct(
             views=views,
             angular_range=parse_range(angular_range),
             dose=dose,
+            rings=rings,
+            rotation_centre=parse_centre(rotation_centre),
             device=device,
             precision=precision,
             check=check,

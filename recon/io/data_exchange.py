@@ -9,7 +9,7 @@ De Carlo et al., J Synchrotron Radiat 21, 1224 (2014).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from recon.ct import CTScan
 from recon.errors import InputError
 from recon.io import hdf5
 from recon.io.projection_arrays import from_projections
-from recon.projections import centre_from_consistency, centre_from_opposite_views, line_integrals
+from recon.rotation_centre import centred
 
 LAYOUT = "Data Exchange HDF5"
 DATA, FLATS, DARKS, ANGLES = "exchange/data", "exchange/data_white", "exchange/data_dark", "exchange/theta"
@@ -85,45 +85,11 @@ def read(path: Path) -> CTScan:
         header={"title": title} if title else {},
         notes=notes,
     )
-    return centred(scan)
-
-
-def centred(scan: CTScan) -> CTScan:
-    """The scan of counts of a parallel beam, with the rotation axis where its middle slice puts it.
-
-    Where the views do not tell, it stays where it is; either is noted.
-    """
-    middle = len(scan) // 2
-    part = scan[middle : middle + 1]
-    assert isinstance(scan.geometry, ParallelBeam)
-    geometry = scan.geometry
-    if part.flats is None:
-        raise InputError(f"{scan.name}: expected counts with flats, got none")
-    sinogram = line_integrals(torch.as_tensor(part.projections[:]), part.flats, part.darks).values[0]
     try:
-        found = centre_from_consistency(sinogram, geometry.angles)
+        return centred(scan)
     except InputError:
-        try:
-            found = centre_from_opposite_views(sinogram, geometry.angles)
-        except InputError:
-            note = "The rotation axis was taken to project onto the middle of the detector: the views do not tell."
-            return _with(scan, geometry, note)
-    offset = ((geometry.bins - 1) / 2 - found) * geometry.bin_size
-    moved = ParallelBeam(geometry.angles, geometry.bins, geometry.bin_size, offset)
-    return _with(scan, moved, f"The rotation axis projects onto bin {found:.2f}, as the views of slice {middle} tell.")
-
-
-def _with(scan: CTScan, geometry: ParallelBeam, note: str) -> CTScan:
-    return from_projections(
-        scan.projections,
-        geometry,
-        is_counts=True,
-        flats=scan.flats,
-        darks=scan.darks,
-        name=scan.name,
-        header=scan.header,
-        notes=(*scan.notes, note),
-    )
+        note = "The rotation axis was taken to project onto the middle of the detector: the views do not tell."
+        return replace(scan, notes=(*scan.notes, note))
 
 
 def _text(value: object) -> str:

@@ -102,11 +102,8 @@ def _describe(dataset: Any, study: Study) -> None:
     dataset.PatientID, dataset.KVP = study.patient_id, study.header.get(KVP, "")
     if MANUFACTURER in study.header:
         scanner, purpose = Dataset(), Dataset()
-        purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = (
-            "109101",
-            "DCM",
-            "Acquisition Equipment",
-        )
+        purpose.CodeValue, purpose.CodingSchemeDesignator = "109101", "DCM"
+        purpose.CodeMeaning = "Acquisition Equipment"
         scanner.Manufacturer, scanner.ManufacturerModelName = study.header[MANUFACTURER], study.header.get(MODEL, "")
         scanner.PurposeOfReferenceCodeSequence = [purpose]
         dataset.ContributingEquipmentSequence = [scanner]

@@ -55,6 +55,16 @@ class Modality(Protocol):
         """One slice, in memory and on the device."""
         ...
 
+    def adjusted(self, scan: Any, settings: Settings) -> Any:
+        """The scan with its geometry as it was asked for, where the file's is not meant.
+
+        Raises
+        ------
+        InputError
+            If that cannot be.
+        """
+        ...
+
     def missing(self, scan: Any) -> str:
         """Why the image of all the data cannot be made of the scan, "" if it can."""
         ...

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.fbp import filtered_back_projection
+from operators.geometry import ParallelBeam
 from priors.denoiser import Denoiser, affine
 
 from ..ct import CTScan, NoiseLevel, PreparedCT, likelihood, noise_of
@@ -22,10 +23,11 @@ from ..likelihood import Gaussian, Randn
 from ..methods.fbp import fbp
 from ..metrics import object_mask
 from ..posterior import Coverage, predictive_coverage
+from ..rotation_centre import centred
 from ..settings import Settings
 
 NAME = "CT"
-SETTINGS = ("views", "angular_range", "dose")
+SETTINGS = ("views", "angular_range", "dose", "rings", "rotation_centre")
 PRIOR = "head-ct"
 PREVIEW = "FBP"
 UNIT = "1/mm"
@@ -41,6 +43,11 @@ def read(scan: CTScan, index: int, device: str) -> CTScan:
     scan = scan[index : index + 1]
     flats, darks = (None if frames is None else frames.to(device) for frames in (scan.flats, scan.darks))
     return replace(scan, projections=torch.as_tensor(scan.projections[:]).to(device), flats=flats, darks=darks)
+
+
+def adjusted(scan: CTScan, settings: Settings) -> CTScan:
+    centre = settings.rotation_centre
+    return scan if centre is None else centred(scan, None if centre == "find" else float(centre))
 
 
 def missing(scan: CTScan) -> str:
@@ -87,10 +94,12 @@ def describe(scan: CTScan, part: Part | None) -> str:
 
 def info(scan: CTScan) -> dict[str, str]:
     geometry, sizes = scan.geometry, scan.grid.pixel_sizes
-    turn = float(turned(geometry).max())
+    turn, beam = float(turned(geometry).max()), type(geometry).__name__
+    if isinstance(geometry, ParallelBeam):
+        beam += f" about bin {(geometry.bins - 1) / 2 - geometry.detector_offset / geometry.bin_size:.2f}"
     return {
         "projections": f"{len(scan)} slices, {geometry.views} views over {turn:.4g} degrees, {geometry.bins} bins",
-        "beam": type(geometry).__name__ + (", counts" if scan.is_counts else ", line integrals"),
+        "beam": beam + (", counts" if scan.is_counts else ", line integrals"),
         "image": " x ".join(map(str, scan.shape)),
         "voxel": " x ".join(f"{size:.4g}" for size in (scan.slice_spacing, *sizes)) + " mm",
         "noise": noise_of(scan).source,
@@ -104,7 +113,7 @@ def noise(scan: CTScan) -> NoiseLevel:
 
 
 def prepare(scan: CTScan, settings: Settings, noise: NoiseLevel) -> PreparedCT:
-    return prepare_ct(scan, noise=noise)
+    return prepare_ct(scan, noise=noise, rings=settings.rings)
 
 
 def denoiser(denoiser: Denoiser, card: Mapping[str, Any], prepared: PreparedCT) -> Denoiser:
@@ -123,7 +132,7 @@ def preview(prepared: PreparedCT) -> Tensor:
 def reference(scan: CTScan, part: Part | None, settings: Settings, noise: NoiseLevel) -> Tensor | None:
     """The filtered back-projection of all views at full dose; or that of the file, where all data are given."""
     if part is not None:
-        return preview(prepare_ct(scan))
+        return preview(prepare_ct(scan, rings=settings.rings))
     return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
 
 
@@ -152,7 +161,7 @@ def coverage(
     """
     if part is None:
         return None
-    full = prepare_ct(scan)
+    full = prepare_ct(scan, rings=settings.rings)
     root = full.weights.sqrt()
     acquired = None
     if part.dose == 1:

@@ -47,6 +47,10 @@ def read(scan: MRIScan, index: int, device: str) -> MRIScan:
     return replace(scan, kspace=torch.as_tensor(scan.kspace[:]).to(device), mask=scan.mask.to(device), noise=noise)
 
 
+def adjusted(scan: MRIScan, settings: Settings) -> MRIScan:
+    return scan
+
+
 def missing(scan: MRIScan) -> str:
     return "" if scan.fully_sampled else f"it is undersampled already ({scan.mask_source})"
 
