@@ -41,7 +41,7 @@ from benchmarks.ct_pictures import Pictures
 from benchmarks.quality import Cells
 from recon import metrics
 from recon.ct import CTScan
-from recon.ct_simulation import simulate_series
+from recon.ct_simulation import WATER, simulate_series
 from recon.errors import ReconError
 from recon.methods import METHODS, inputs_of, options_of, own_prior, takes_prior
 from recon.projections import to_hu
@@ -49,7 +49,7 @@ from recon.result import Reconstruction
 
 RESULTS = Path(__file__).parent / "results"
 ALL_VIEWS = 360  # of a simulated head
-HEAD_SLICES = (6, 17, 22)  # of 28, from below: skull base, ventricles, above them
+HEAD_SLICES = (17, 6, 22)  # ventricles, skull base, above; the first is pictured
 WINDOWS = {"brain": (0.0, 80.0), "wide": (-1000.0, 1000.0)}  # HU; centre 40 and width 80, and everything
 
 
@@ -243,7 +243,7 @@ STUDIES = {
         }
         | {"coverage": ("Coverage of 90 %", 2), "width_hu": ("Length of the intervals in HU", 0)},
         pictured=(("8 views", "23 views", "dose 1/10"), ("fbp", "sirt", "tv", "pwls", "dds")),
-        gray=(0.0206 * 0.92, 0.0206 * 1.12),
+        gray=(WATER * 0.8, WATER * 1.3),  # -200 to 300 HU
     ),
 }
 
