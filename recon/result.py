@@ -272,7 +272,7 @@ def assemble(
         header=scan.header,
         data_fit=check.fit if check else None,
         modality=modality.NAME,
-        preview_name=modality.PREVIEW,
+        preview_name=modality.preview_name(scan),
         water=modality.water(scan),
     )
 

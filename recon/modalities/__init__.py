@@ -34,7 +34,6 @@ class Modality(Protocol):
     NAME : for the user.
     SETTINGS : those of `recon.settings.Settings` that mean something to this modality alone.
     PRIOR : name of the prior that is taken if none is asked for.
-    PREVIEW : what the image is called that the data show without a model.
     UNIT : of images.
     COMPLEX : whether images are complex.
     DATA : the field of a scan that is read slice by slice.
@@ -44,7 +43,6 @@ class Modality(Protocol):
     NAME: str
     SETTINGS: tuple[str, ...]
     PRIOR: str
-    PREVIEW: str
     UNIT: str
     COMPLEX: bool
     DATA: str
@@ -113,6 +111,10 @@ class Modality(Protocol):
 
     def denoiser(self, denoiser: Denoiser, card: Mapping[str, Any], prepared: Any) -> Denoiser:
         """A prior with its card, told what is 1 in these images if it was trained on images in a unit."""
+        ...
+
+    def preview_name(self, scan: Any) -> str:
+        """What `preview` is called."""
         ...
 
     def preview(self, prepared: Any) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from operators.fbp import filtered_back_projection
-from operators.geometry import ParallelBeam
+from operators.geometry import FanBeam, Geometry, ParallelBeam
 from priors.denoiser import Denoiser, affine
 
 from ..ct import CTScan, NoiseLevel, PreparedCT, likelihood, noise_of
@@ -21,6 +21,7 @@ from ..datafit import Withheld
 from ..errors import InputError
 from ..likelihood import Gaussian, Randn
 from ..methods.fbp import fbp
+from ..methods.sart import sirt
 from ..metrics import object_mask
 from ..posterior import Coverage, predictive_coverage
 from ..rotation_centre import centred
@@ -29,7 +30,6 @@ from ..settings import Settings
 NAME = "CT"
 SETTINGS = ("views", "angular_range", "dose", "rings", "rotation_centre")
 PRIOR = "head-ct"
-PREVIEW = "FBP"
 UNIT = "1/mm"
 COMPLEX = False
 DATA = "projections"
@@ -121,8 +121,19 @@ def denoiser(denoiser: Denoiser, card: Mapping[str, Any], prepared: PreparedCT) 
     return affine(denoiser, prepared.scale / card["scale_per_mm"]) if "scale_per_mm" in card else denoiser
 
 
+def preview_name(scan: CTScan) -> str:
+    return "FBP" if _invertible(scan.geometry) else "SIRT"
+
+
+def _invertible(geometry: Geometry) -> bool:
+    """Whether there is a formula for the inverse."""
+    return isinstance(geometry, ParallelBeam | FanBeam)
+
+
 def preview(prepared: PreparedCT) -> Tensor:
-    """By filtered back-projection with its sharpest filter, in 1/mm."""
+    """By filtered back-projection with its sharpest filter, in 1/mm; by SIRT where a geometry has no such formula."""
+    if not _invertible(prepared.geometry):
+        return prepared.image(sirt(prepared))[0]
     try:
         return prepared.image(fbp(prepared))[0]
     except ValueError as error:
@@ -130,14 +141,16 @@ def preview(prepared: PreparedCT) -> Tensor:
 
 
 def reference(scan: CTScan, part: Part | None, settings: Settings, noise: NoiseLevel) -> Tensor | None:
-    """The filtered back-projection of all views at full dose; or that of the file, where all data are given."""
+    """The preview of all views at full dose; or the image of the file, where all data are given."""
     if part is not None:
         return preview(prepare_ct(scan, rings=settings.rings))
     return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
 
 
 def describe_reference(scan: CTScan, part: Part | None) -> str:
-    return "filtered back-projection of all views at full dose" if part is not None else "in the file"
+    if part is None:
+        return "in the file"
+    return f"{'filtered back-projection' if _invertible(scan.geometry) else 'SIRT'} of all views at full dose"
 
 
 def water(scan: CTScan) -> float | None:
@@ -161,6 +174,8 @@ def coverage(
     """
     if part is None:
         return None
+    if not _invertible(scan.geometry):
+        raise InputError("the reference, by SIRT, is not linear in the data")
     full = prepare_ct(scan, rings=settings.rings)
     root = full.weights.sqrt()
     acquired = None

@@ -31,7 +31,6 @@ from ..settings import Settings
 NAME = "MRI"
 SETTINGS = ("mask", "acceleration", "mask_options", "coils", "sets")
 PRIOR = "brain"
-PREVIEW = "zero-filled"
 UNIT = ""  # that of the receiver
 COMPLEX = True
 DATA = "kspace"
@@ -112,6 +111,10 @@ def prepare(scan: MRIScan, settings: Settings, noise: NoiseEstimate) -> Prepared
 
 def denoiser(denoiser: Denoiser, card: Mapping[str, Any], prepared: PreparedMRI) -> Denoiser:
     return denoiser  # units are the receiver's: priors are trained on images that are prepared likewise
+
+
+def preview_name(scan: MRIScan) -> str:
+    return "zero-filled"
 
 
 def preview(prepared: PreparedMRI) -> Tensor:
