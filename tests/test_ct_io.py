@@ -123,7 +123,7 @@ def test_htc_version_7_3_is_the_same(tmp_path: Path) -> None:
     [
         ({"distanceUnit": "cm"}, "in mm, came cm"),
         ({"numDetectorsPost": 20}, "axis -1 has 24 bins, the geometry 20"),
-        ({"angles": np.arange(5.0)}, "axis -2 has 12 views, the geometry 5"),
+        ({"angles": 30 * np.arange(5.0)}, "axis -2 has 12 views, the geometry 5"),
         ({"distanceSourceDetector": 100.0}, "detector beyond the rotation axis"),
     ],
 )
@@ -353,6 +353,11 @@ def test_degrees_for_radians_and_radians_for_degrees_warn(tmp_path: Path) -> Non
     geometry_file(tmp_path / "scan.json", angles_degrees=[0, 0.5, 1, 1.5, 2, 2.5])
     with pytest.warns(UserWarning, match="are they radians"):
         load(tmp_path / "scan.npy")
+    data_exchange(tmp_path / "scan.h5", units="radians")
+    with h5py.File(tmp_path / "scan.h5", "r+") as file:
+        del file["exchange/theta"].attrs["units"]  # the format's own is degrees
+    with pytest.warns(UserWarning, match=r"scan.h5: its angles reach over 3.09 degrees only; are they radians"):
+        load(tmp_path / "scan.h5")
 
 
 # -- What every reader refuses ----------------------------------------------------------------------------------------

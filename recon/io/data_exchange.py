@@ -19,7 +19,7 @@ from operators.geometry import ParallelBeam
 from recon.ct import CTScan
 from recon.errors import InputError
 from recon.io import hdf5
-from recon.io.projection_arrays import from_projections
+from recon.io.projection_arrays import from_projections, radians
 from recon.rotation_centre import centred
 
 LAYOUT = "Data Exchange HDF5"
@@ -71,7 +71,7 @@ def read(path: Path) -> CTScan:
         title = _text(file["exchange/title"][()]) if "exchange/title" in file else ""
     if unit[:3] not in ("deg", "rad"):
         raise InputError(f"{name}: expected angles in degrees or radians, came {unit}; mend the attribute units")
-    angles = torch.deg2rad(theta) if unit.startswith("deg") else theta
+    angles = radians(theta, name) if unit.startswith("deg") else theta
     notes = [] if darks is not None else ["Without darks the background was taken to be 0."]
     if bin_size is None:
         notes.append("The file does not say how large a bin is: it was taken as 1 mm.")

@@ -26,8 +26,6 @@ It is read where it is named itself, and beside the file that it belongs to (sin
 from __future__ import annotations
 
 import json
-import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ import torch
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors
 from recon.ct import CTScan
 from recon.errors import InputError, MissingFileError
-from recon.io.projection_arrays import from_projections
+from recon.io.projection_arrays import from_projections, radians
 from recon.mri import SliceArray
 
 _FAN = {"source_to_axis", "source_to_detector", "detector_offset", "rotation_offset"}
@@ -218,12 +216,7 @@ def angles_of(entries: Mapping[str, Any], name: str) -> torch.Tensor:
         )
     else:
         raise InputError(f"{name}: expected angles_degrees of start, stop and views, came {', '.join(degrees)}")
-    if len(found) > 2 and 0 < float(found.max() - found.min()) <= 2 * math.pi:
-        warnings.warn(
-            f"{name}: angles_degrees reach over {float(found.max() - found.min()):.3g} degrees only; are they radians?",
-            stacklevel=2,
-        )
-    return torch.deg2rad(found)
+    return radians(found, name)
 
 
 def grid_of(entries: Mapping[str, Any], name: str) -> Grid | None:

@@ -20,7 +20,7 @@ from operators.geometry import FanBeam, Grid
 from recon.ct import CTScan
 from recon.errors import InputError
 from recon.io import hdf5
-from recon.io.projection_arrays import from_projections
+from recon.io.projection_arrays import from_projections, radians
 from recon.projections import air_offset
 
 LAYOUT = "HTC 2022 MATLAB"
@@ -71,7 +71,7 @@ def read(path: Path) -> CTScan:
     bins, size = int(number("numDetectorsPost")), number("pixelSizePost")
     distances = number("distanceSourceOrigin"), number("distanceSourceDetector")
     try:  # the challenge's angles turn the other way round than ours, with bins in the other order
-        geometry = FanBeam(torch.pi - torch.deg2rad(degrees), bins, size, *distances)
+        geometry = FanBeam(torch.pi - radians(degrees, path.name), bins, size, *distances)
     except ValueError as error:
         raise InputError(f"{path.name}: {error}") from error
     pixel = geometry.bin_size * geometry.source_to_axis / geometry.source_to_detector

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -129,6 +130,20 @@ def from_projections(
         header=dict(header or {}),
         notes=tuple(remarks),
     )
+
+
+def radians(degrees: Tensor, name: str) -> Tensor:
+    """Angles (views,) in radians, of those that a file gives in degrees.
+
+    Warns
+    -----
+    UserWarning
+        If they look as if they were radians already.
+    """
+    reach = float(degrees.max() - degrees.min()) if len(degrees) > 2 else 0.0
+    if 0 < reach <= 2 * math.pi:
+        warnings.warn(f"{name}: its angles reach over {reach:.3g} degrees only; are they radians?", stacklevel=2)
+    return torch.deg2rad(degrees)
 
 
 def default_grid(geometry: Geometry) -> Grid:
