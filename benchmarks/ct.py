@@ -182,7 +182,7 @@ STUDIES = {
             "0..90 degrees": {"angular_range": (0.0, 90.0)},
             "721 views": {"views": 721},
         },
-        scans={"90 views": 2, "0..90 degrees": 2, "721 views": 1},
+        scans={"60 views": 2, "90 views": 1, "0..90 degrees": 1, "721 views": 1},
         methods=CLASSICAL | {"dds": Run(samples=2), "split-gibbs": Run(1, ("30 views",), 4)},
         prior="discs-ct",
         truth=all_views,
@@ -196,7 +196,7 @@ STUDIES = {
         text="Two slices. Reference: FBP of all 181 views, with their noise. No prior of this project fits a tooth.",
         load=lambda data: {f"slice {i}": file(data / "ct" / "tomopy_tooth.h5", index=i) for i in range(2)},
         settings={"30 views": {"views": 30}, "60 views": {"views": 60}, "181 views": {"views": 181}},
-        scans={"181 views": 1},
+        scans={"60 views": 1, "181 views": 1},
         methods=CLASSICAL | {"transmission": Run()},
         prior="",
         truth=all_views,
@@ -222,9 +222,10 @@ STUDIES = {
             "dose 1/10": {"dose": 0.1},
             "dose 1/4": {"dose": 0.25},
         },
-        scans={"dose 1/10": 2, "dose 1/4": 2},
+        scans={"16 views": 2, "60 views": 2, "dose 1/10": 1, "dose 1/4": 1},
         methods=CLASSICAL
         | {
+            "transmission": Run(),
             "pnp-admm": Run(settings=("8 views", "16 views", "23 views", "60 views")),
             "diffpir": Run(1, ("23 views",), 1),
             "dds": Run(samples=4),
@@ -316,19 +317,22 @@ class Bench:
         for figure, (title, digits) in study.figures.items():
             rows = {}
             for setting in study.settings:
-                found = self.means(cells, setting, figure, [m for m, run in study.methods.items() if run.scans > 1])
+                found, count = self.means(cells, setting, figure)
                 if found:
-                    count = max(len(self.runs(setting, method)) for method in found)
                     rows[f"{setting} ({count})"] = marked(found, digits, ranked=figure not in UNRANKED)
             if rows:
                 parts += [f"{title} (mean of so many scans):", table(rows)]
         parts += [self.on_one(cells, setting) for setting in study.settings if self.alone(cells, setting)]
         return "\n\n".join(parts) + "\n"
 
-    def means(self, cells: Cell, setting: str, figure: str, methods: Collection[str]) -> dict[str, float]:
-        """Method -> mean over its scans, of those that have the figure."""
-        found = {m: [cells.get((setting, m, scan), {}).get(figure) for scan in self.runs(setting, m)] for m in methods}
-        return {method: mean(values) for method, values in found.items() if values and None not in values}
+    def means(self, cells: Cell, setting: str, figure: str) -> tuple[dict[str, float], int]:
+        """Method -> mean over the scans that all of them were run on, and how many these are."""
+        found: dict[str, dict[str, float]] = {}
+        for (where, method, scan), cell in cells.items():
+            if where == setting and figure in cell and self.study.methods[method].scans > 1:
+                found.setdefault(method, {})[scan] = cell[figure]
+        common = set(self.scans).intersection(*found.values())
+        return {m: mean(values[scan] for scan in common) for m, values in found.items() if common}, len(common)
 
     def alone(self, cells: Cell, setting: str) -> bool:
         """Whether a method ran on the first scan only with a setting that others ran on several."""
