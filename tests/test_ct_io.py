@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from operators.ct import FanBeam, Grid, ParallelBeam, ViewVectors, XRay
 from recon.ct import CTScan
 from recon.errors import InputError, MissingFileError, ReconError
 from recon.io import from_projections, load, numpy_projections
+from recon.io import geometry_file as geometry_file_module
 from recon.io.projection_arrays import default_grid
 
 
@@ -307,6 +309,17 @@ def test_tiff_pages_and_the_order_of_axes(tmp_path: Path, dtype: str) -> None:
     assert scan.flats is not None
     assert float(scan.flats.mean()) == 255
     assert "JSON" in refusal(tmp_path / "scan.tif", MissingFileError)
+
+
+def test_the_geometry_files_of_the_documentation_are_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "scan.npy", np.ones((459, 503), np.float32))
+    for text in ((Path(__file__).parents[1] / "README.md").read_text(), str(geometry_file_module.__doc__)):
+        (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+        entries = json.loads(example)
+        entries.pop("projections", None)
+        (tmp_path / "scan.json").write_text(json.dumps(entries))
+        scan = ct(tmp_path / "scan.npy")
+        assert (scan.geometry.views, scan.geometry.bins, scan.is_counts) == (459, 503, True)
 
 
 @pytest.mark.parametrize(

@@ -346,3 +346,8 @@ def test_cuda_equals_cpu(geometry: Geometry, batch: int, dtype: torch.dtype, tol
         assert torch.allclose(results[0].cpu(), expected, atol=tolerance * float(expected.abs().max()))
         with pytest.raises(ValueError, match="move them to one device"):
             function(x.cuda(), rays, runs, *options)
+    x, y, there = images.cuda(), sinograms.cuda(), (rays.cuda(), runs.cuda())
+    Ax, Hy = joseph(x, *there).double(), joseph_adjoint(y, *there, *GRID.shape).double()
+    difference = (Ax * y).sum((1, 2)) - (x * Hy).sum((1, 2))
+    bound = {torch.float32: 1e-6, torch.float64: 1e-12}[dtype]
+    assert (difference.abs() <= bound * Ax.norm(dim=(1, 2)) * y.double().norm(dim=(1, 2))).all()
