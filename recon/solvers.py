@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from .errors import InputError
 
 Callback = Callable[[int, Tensor], None]
 """Called after each iteration with its index and the current estimate."""
+
+Step = TypeVar("Step", bound=float | Tensor)
+"""One for all pixels, or one for each."""
 
 
 def cg(
@@ -75,10 +79,10 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 def fista(
     gradient: Callable[[Tensor], Tensor],
-    prox: Callable[[Tensor, float], Tensor],
+    prox: Callable[[Tensor, Step], Tensor],
     x0: Tensor,
     *,
-    step: float,
+    step: Step,
     space: Space,
     iterations: int,
     tolerance: float = 0.0,
@@ -88,8 +92,8 @@ def fista(
 
     Parameters
     ----------
-    gradient : of f, Lipschitz with constant at most 1 / step.
-    prox : prox(v, step) = argmin step g(x) + 1/2 ||x - v||^2.
+    gradient : of f, Lipschitz with constant at most 1 / step; where pixels have steps of their own, in that metric.
+    prox : prox(v, step) = argmin g(x) + ||x - v||^2 / (2 step).
     tolerance : stop when every update is below tolerance * ||x||.
 
     References

@@ -120,7 +120,7 @@ def total_variation(
 
     Complex images by the primal-dual hybrid gradient method, real ones by FISTA, whose momentum the badly conditioned
     operators of CT need: of a disc from 60 views, 100 of its iterations came as near to the minimum as 800 of the
-    other, and the default nearer, 5 dB above 150 of the other.
+    other, 5 dB above 150 of it. Every pixel has a step of its own where the likelihood knows its curvature.
 
     Parameters
     ----------
@@ -136,12 +136,11 @@ def total_variation(
     norm, x0 = A.norm(), torch.zeros_like(likelihood.backprojection)
     weight = regularization * norm
     if not A.domain.dtype.is_complex:
-        step = 1 / (1.02 * norm**2)  # the norm is known from below
         return fista(
             likelihood.grad,
             attenuation_denoiser(A.domain, weight),
             x0,
-            step=step,
+            step=_steps(likelihood, norm),
             space=A.domain,
             iterations=iterations,
             tolerance=tolerance,
@@ -161,11 +160,21 @@ def total_variation(
     )
 
 
-def attenuation_denoiser(space: Space, weight: float, *, iterations: int = 5) -> Callable[[Tensor, float], Tensor]:
-    """prox(v, step), near argmin_{x >= 0} step weight sum_pixels |grad x| + 1/2 ||x - v||^2, nearer with every call.
+def _steps(likelihood: Gaussian, norm: float) -> float | Tensor:
+    """1 over the curvature of quadratics above the data term: of separable ones, or of the same for all pixels."""
+    curvature = likelihood.curvature
+    if curvature is None:
+        return 1 / (1.02 * norm**2)  # the norm is known from below
+    return 1 / curvature.clamp(min=1e-3 * float(curvature.max()))  # pixels that hardly a ray meets
 
-    x = max(0, v - D^H u) with the dual variable u, by a few steps of accelerated projected gradient from that of the
-    call before.
+
+def attenuation_denoiser(
+    space: Space, weight: float, *, iterations: int = 5
+) -> Callable[[Tensor, float | Tensor], Tensor]:
+    """prox(v, step), near argmin_{x >= 0} weight sum_pixels |grad x| + ||x - v||^2 / (2 step), nearer with every call.
+
+    x = max(0, v - step D^H u) with the dual variable u, by a few steps of accelerated projected gradient from that of
+    the call before; step is a number, or one for each pixel.
 
     References
     ----------
@@ -174,15 +183,21 @@ def attenuation_denoiser(space: Space, weight: float, *, iterations: int = 5) ->
     D = FiniteDifference(space)
     u: Tensor | None = None
 
-    def prox(v: Tensor, step: float) -> Tensor:
+    def prox(v: Tensor, step: float | Tensor) -> Tensor:
         nonlocal u
+        largest = torch.as_tensor(step, dtype=v.dtype, device=v.device)
+        if largest.ndim:  # of the pixels that a difference meets
+            for axis in range(-space.ndim, 0):
+                largest = largest.maximum(largest.roll(-1, axis))
+            largest = largest.unsqueeze(-len(space.shape) - 1)
+        ascent = 1 / (4 * space.ndim * largest)  # ||D||^2 <= 4 ndim
         u = torch.zeros_like(D.forward(v)) if u is None else u
         z, t = u, 1.0
         for _ in range(iterations):
             u_before, t_before, t = u, t, (1 + math.sqrt(1 + 4 * t * t)) / 2
-            ascent = D.forward(torch.relu(v - D.adjoint(z))) / (4 * space.ndim)  # ||D||^2 <= 4 ndim
-            u = project_ball(z + ascent, step * weight, -len(space.shape) - 1)
+            u = z + ascent * D.forward(torch.relu(v - step * D.adjoint(z)))
+            u = project_ball(u, weight, -len(space.shape) - 1)
             z = u + (t_before - 1) / t * (u - u_before)
-        return torch.relu(v - D.adjoint(u))
+        return torch.relu(v - step * D.adjoint(u))
 
     return prox
