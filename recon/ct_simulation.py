@@ -194,6 +194,7 @@ def simulate_series(
     *,
     shape: tuple[int, int],
     slices: tuple[int, int] | None = None,
+    series: str | None = None,
     views: int = 720,
     photons: float = 2e5,
     electronic: float = 10.0,
@@ -206,6 +207,7 @@ def simulate_series(
     path : its folder or tar archive. A gap between slices is no matter: each is an object for itself.
     shape : (y, x) of the image to reconstruct, over the series' field of view.
     slices : first and one past the last, by position; None for all.
+    series : its SeriesInstanceUID, where the folder holds several.
 
     Raises
     ------
@@ -214,7 +216,7 @@ def simulate_series(
     """
     from .io.dicom import read_images
 
-    images = read_images(path, gaps=True)
+    images = read_images(path, series=series, gaps=True)
     first, last = slices or (0, len(images.hu))
     if not 0 <= first < last <= len(images.hu):
         raise InputError(f"slices: expected FIRST:LAST within 0:{len(images.hu)}, got {first}:{last}")

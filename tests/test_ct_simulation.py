@@ -206,15 +206,21 @@ def test_a_head_from_its_dicom_series(data_dir: Path) -> None:
 
 
 def test_a_series_becomes_a_scan_on_the_command_line(tmp_path: Path) -> None:
+    import pydicom
     from typer.testing import CliRunner
 
     from recon.cli import app
     from recon.io import load
     from recon.io.dicom_writer import write_series
 
-    write_series(tmp_path / "series", disc_hu(128, 0.5).expand(3, -1, -1), voxel_size=(2.0, 0.5, 0.5))
-    arguments = ["simulate-ct", str(tmp_path / "series"), "--shape", "64,64", "--views", "24", "--slices", "1:3"]
-    result = CliRunner().invoke(app, [*arguments, "--photons", "1e9", "--out", str(tmp_path / "scan.npz")])
+    folder = tmp_path / "series"
+    first, *_ = write_series(folder, disc_hu(128, 0.5).expand(3, -1, -1), voxel_size=(2.0, 0.5, 0.5))
+    write_series(folder / "scout", torch.zeros(1, 8, 8), voxel_size=(1.0, 1.0, 1.0))
+    arguments = ["simulate-ct", str(folder), "--shape", "64,64", "--views", "24", "--slices", "1:3", "--photons", "1e9"]
+    mixed = CliRunner().invoke(app, arguments)
+    assert "came 2 mixed" in str(mixed.exception)
+    arguments += ["--series", pydicom.dcmread(first).SeriesInstanceUID]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "scan.npz")])
     assert result.exit_code == 0, result.output
     scan = load(tmp_path / "scan.npz")
     assert isinstance(scan, CTScan)

@@ -53,6 +53,7 @@ def simulate_ct(
         str, typer.Option(help="Y,X of the image to reconstruct; it divides that of the series.")
     ] = "256,256",
     slices: Annotated[str | None, typer.Option(help="FIRST:LAST (exclusive) by position, all by default.")] = None,
+    series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where the folder holds several.")] = None,
     views: Annotated[int, typer.Option(help="Over a turn.")] = 720,
     photons: Annotated[float, typer.Option(help="That a bin counts without object.")] = 2e5,
     electronic: Annotated[float, typer.Option(help="Standard deviation of the detector's noise, in photons.")] = 10.0,
@@ -67,6 +68,7 @@ def simulate_ct(
         images,
         shape=parse_shape(shape),
         slices=parse_slices(slices),
+        series=series,
         views=views,
         photons=photons,
         electronic=electronic,
