@@ -273,8 +273,7 @@ def enhancement(
 
     config = TrainConfig(**loop, images_per_step=1, warmup=50)
     scans, tuning = (
-        LowDoseScans(v, seed=config.seed + i, scans_per_image=n)
-        for i, (v, n) in enumerate(zip(volumes, (4, 1), strict=True))  # rendering takes longer than scanning
+        LowDoseScans(v, seed=config.seed + i, repeats=n) for i, (v, n) in enumerate(zip(volumes, (6, 1), strict=True))
     )
     arguments = {"task": task, "is_complex": False, "widths": (32, 64, 96), "blocks": (2, 2, 2), **shape}
     network = (new(PostProcessing, arguments) if first is None else first).to(device)

@@ -25,6 +25,7 @@ _VIEWS = (180, 480)
 # Photons that a bin counts without object, log-uniform: 2e5 is a head at its usual dose.
 _PHOTONS = (8e3, 2.5e5)
 _ELECTRONIC = 10.0  # photons
+_KEPT = 128  # scans
 
 FACTS = {
     "scans": "simulated: a clinical fan of 180 to 480 views a turn, strips of 2 rays through pixels half as large, "
@@ -42,10 +43,13 @@ class LowDoseScans:
     The object is on pixels half as large as those of the image, and every bin is a bundle of rays; nothing is projected
     by what reconstructs. Beyond the circle that every view sees, less a rim, all is air.
 
+    A scan takes longer than a step of training on it. So it may come again, with other patches: one example in
+    `repeats` is of a new scan, the others are of any of the last 128.
+
     Parameters
     ----------
     volumes : label maps of heads, see `recon.training_ct.HeadImages`.
-    scans_per_image : how many follow each other of one object.
+    repeats : how often a scan comes on average.
     patches, size : how many of a scan, and how many pixels a side.
     seed : of the whole series.
     """
@@ -54,45 +58,48 @@ class LowDoseScans:
         self,
         volumes: Sequence[Volume],
         *,
-        scans_per_image: int = 1,
+        repeats: int = 1,
         patches: int = 4,
         size: int = 128,
         seed: int = 0,
     ) -> None:
-        self.heads, self.scans_per_image = HeadImages(volumes), scans_per_image
+        self.heads, self.repeats = HeadImages(volumes), repeats
         self.patches, self.size, self.seed = patches, size, seed
-        self._last: tuple[int, Tensor, Grid] | None = None
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __getitem__(self, index: int) -> Pairs:
         rng = np.random.default_rng((self.seed, 1, index))
-        image, grid = self._object(index // self.scans_per_image)
-        geometry = clinical_fan(grid, views=int(rng.integers(*_VIEWS, endpoint=True)))
+        newest, again = divmod(index, self.repeats)
+        oldest = max(0, newest + 1 - _KEPT)
+        number = int(rng.integers(oldest, newest, endpoint=True)) if again else newest
+        if number not in self._kept:  # of an old one, after a training was continued
+            self._kept[number] = self._scan(number)
+        self._kept = {i: scan for i, scan in self._kept.items() if i >= oldest}
+        both, sigma = self._kept[number]
+        pairs = torch.stack([_patch(both, self.size, rng) for _ in range(self.patches)])
+        return pairs[:, 0], sigma.expand(self.patches), pairs[:, 1]
+
+    def _scan(self, number: int) -> tuple[Tensor, Tensor]:
+        """Its back-projection and its object (2, y, x), and the noise of the former (1,); in units of WATER."""
+        rng = np.random.default_rng((self.seed, 0, number))
+        pixel = math.exp(rng.uniform(*np.log(_PIXEL)))
+        n = round(_FIELD / pixel)
+        image, grid = render(self.heads.head(rng), (2 * n, 2 * n), pixel / 2, rng), Grid((n, n), pixel)
+        at = (torch.arange(2 * n) + 0.5) / n - 1
+        image = image * (at[:, None].hypot(at) < _RIM)
         scan = simulate(
             1000 * (image[None] - 1),
-            geometry,
+            clinical_fan(grid, views=int(rng.integers(*_VIEWS, endpoint=True))),
             grid,
             photons=math.exp(rng.uniform(*np.log(_PHOTONS))),
             electronic=_ELECTRONIC,
             water=WATER,
             sub_bins=2,
-            seed=(self.seed, index),
+            seed=(self.seed, number),
         )
-        poor, sigma = noisy_image(prepare(scan), WATER)
         assert scan.reference is not None
-        both = torch.cat((poor, torch.as_tensor(scan.reference[:]) / WATER))
-        pairs = torch.stack([_patch(both, self.size, rng) for _ in range(self.patches)])
-        return pairs[:, 0], sigma.expand(self.patches), pairs[:, 1]
-
-    def _object(self, index: int) -> tuple[Tensor, Grid]:
-        """An image in units of WATER, and the grid of pixels twice as large; the last one is kept."""
-        if self._last is None or self._last[0] != index:
-            rng = np.random.default_rng((self.seed, 0, index))
-            pixel = math.exp(rng.uniform(*np.log(_PIXEL)))
-            n = round(_FIELD / pixel)
-            image = render(self.heads.head(rng), (2 * n, 2 * n), pixel / 2, rng)
-            at = (torch.arange(2 * n) + 0.5) / n - 1
-            self._last = index, image * (at[:, None].hypot(at) < _RIM), Grid((n, n), pixel)
-        return self._last[1:]
+        poor, sigma = noisy_image(prepare(scan), WATER)
+        return torch.cat((poor, torch.as_tensor(scan.reference[:]) / WATER)), sigma
 
 
 def _patch(images: Tensor, size: int, rng: Rng) -> Tensor:

@@ -70,7 +70,7 @@ METHODS = pytest.mark.parametrize(("name", "method"), [("fbp-unet", fbp_unet), (
 
 @pytest.fixture(scope="module")
 def scans() -> LowDoseScans:
-    return LowDoseScans([head_labels()], scans_per_image=2, patches=2, seed=3)
+    return LowDoseScans([head_labels()], repeats=2, patches=2, seed=3)
 
 
 def test_pairs_depend_on_seed_and_index_alone(scans: LowDoseScans) -> None:
@@ -80,11 +80,10 @@ def test_pairs_depend_on_seed_and_index_alone(scans: LowDoseScans) -> None:
         warnings.simplefilter("error")  # of a detector too short for the head, for example
         first = [scans[i] for i in (2, 3)]
     assert torch.equal(torch.get_rng_state(), before)
-    again = LowDoseScans([head_labels()], scans_per_image=2, patches=2, seed=3)[3]
+    again = LowDoseScans([head_labels()], repeats=2, patches=2, seed=3)[3]
     assert all(torch.equal(a, b) for a, b in zip(first[1], again, strict=True))
-    assert not torch.equal(first[0][2], first[1][2])  # other patches of one head
-    assert scans._last is not None
-    assert scans._last[0] == 1
+    assert first[0][1].unique().numel() == 1  # one scan
+    assert not torch.equal(first[0][2], first[1][2])
     other = LowDoseScans([head_labels()], patches=2, seed=4)[3]
     assert not torch.equal(other[0], again[0])
 
