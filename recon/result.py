@@ -143,12 +143,13 @@ class Reconstruction:
         shown = self.mean if self.water is None else to_hu(self.mean, self.water)
         write_nifti(folder / NIFTI, shown, voxel_size=self.voxel_size)
         middle = len(self.mean) // 2
+        same = torch.equal(self.mean[middle], self.zero_filled[middle])  # one picture of it is enough
         method = str(self.run["arguments"].get("method", "reconstruction"))
         write_panel(
             folder / PANEL,
             self.mean[middle],
             reference=None if self.reference is None else self.reference[middle],
-            zero_filled=self.zero_filled[middle],
+            zero_filled=None if same else self.zero_filled[middle],
             zero_filled_name=self.preview_name,
             gray=None if self.water is None else (0.84 * self.water, 1.24 * self.water),  # -160 to 240 HU: soft tissue
             std=None if self.std is None else self.std[middle],

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -421,6 +422,15 @@ def test_methods_run_on_real_images(method: str) -> None:
     assert bool(torch.isfinite(result.mean).all())
     assert (result.std is not None) == draws
     assert (result.run["coverage"][0] is not None) == draws
+
+
+def test_a_result_that_is_the_preview_is_pictured_once(tmp_path: Path) -> None:
+    def width(method: str) -> int:
+        reconstruct(fan_scan(), method=method, out=tmp_path / method)
+        with Image.open(tmp_path / method / "panel.png") as picture:
+            return picture.width
+
+    assert width("fbp") < width("cgls")
 
 
 class InUnits(Smooth):
