@@ -13,17 +13,11 @@
 Nothing is tuned on these files. Every method runs by `recon.reconstruct` at its default setting, on one thread.
 Cells are kept one by one in a JSON lines file: an interrupted run continues. A cell is known by the options of its
 method and the weights of its prior, so that new ones are computed anew.
-
-References
-----------
-Meaney, Silva de Moura, Siltanen, Helsinki tomography challenge 2022, Appl Math Mod Chall 1, 170 (2023).
-Otsu, IEEE Trans Syst Man Cybern 9, 62 (1979); Matthews, Biochim Biophys Acta 405, 442 (1975).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Collection
 from functools import cache
@@ -38,19 +32,18 @@ import priors
 import recon
 from benchmarks import peers
 from benchmarks.ct_pictures import Pictures
+from benchmarks.ct_scores import WINDOWS, against_all_views, all_views, disc_score, head_score, the_object
 from benchmarks.quality import Cells
-from recon import metrics
+from priors.library import names
 from recon.ct import CTScan
 from recon.ct_simulation import WATER, simulate_series
 from recon.errors import ReconError
 from recon.methods import METHODS, inputs_of, options_of, own_prior, takes_prior
-from recon.projections import to_hu
 from recon.result import Reconstruction
 
 RESULTS = Path(__file__).parent / "results"
-ALL_VIEWS = 360  # of a simulated head
-HEAD_SLICES = (17, 6, 22)  # ventricles, skull base, above; the first is pictured
-WINDOWS = {"brain": (0.0, 80.0), "wide": (-1000.0, 1000.0)}  # HU; centre 40 and width 80, and everything
+ALL_VIEWS = 240  # of a simulated head
+HEAD_SLICES = (17, 6)  # ventricles, skull base; the first is pictured
 
 
 class Run(NamedTuple):
@@ -106,68 +99,8 @@ def head(path: Path, index: int) -> Callable[[], CTScan]:
     return lambda: simulate_series(path, shape=(256, 256), slices=(index, index + 1), views=ALL_VIEWS, seed=index)
 
 
-def otsu(image: Tensor, *, bins: int = 256) -> Tensor:
-    """Where an image is above the threshold that separates its histogram into classes of least variance."""
-    low, high = float(image.min()), float(image.max())
-    histogram = torch.histc(image.double(), bins, low, high)
-    levels = low + (torch.arange(bins, dtype=torch.float64) + 0.5) * (high - low) / bins
-    below, total = histogram.cumsum(0), histogram.sum()
-    first, everything = (histogram * levels).cumsum(0), (histogram * levels).sum()
-    between = (total * first - below * everything).square() / (below * (total - below)).clamp(min=1)
-    best = (between == between.max()).nonzero().double().mean()  # the middle, where some bins between are empty
-    return image > low + (float(best) + 1) * (high - low) / bins
-
-
-def matthews(truth: Tensor, found: Tensor) -> float:
-    """Correlation of two binary images, 1 for equal ones; 0 where one of them is uniform."""
-    a, b = (m.double().flatten() - m.double().mean() for m in (truth, found))
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm else 0.0
-
-
-def all_views(scan: CTScan, result: Reconstruction) -> Tensor:
-    assert result.reference is not None
-    return result.reference[0]
-
-
-def the_object(scan: CTScan, result: Reconstruction) -> Tensor:
-    assert scan.reference is not None
-    return torch.as_tensor(scan.reference[:])[0]
-
-
-def against_all_views(scan: CTScan, result: Reconstruction) -> dict[str, float]:
-    """Against the filtered back-projection of all views, unless it is that; predictive coverage of that image."""
-    found = {key: result.metrics[key] for key in ("psnr_scaled", "ssim_scaled")}
-    if math.isinf(found["psnr_scaled"]):
-        return {}
-    coverage = result.run["coverage"][0]
-    return found | ({} if coverage is None else {"coverage": coverage["coverage"][coverage["levels"].index(0.9)]})
-
-
-def disc_score(scan: CTScan, result: Reconstruction) -> dict[str, float]:
-    found = against_all_views(scan, result)
-    return found and found | {"matthews": matthews(otsu(all_views(scan, result)), otsu(result.mean[0]))}
-
-
-def head_score(scan: CTScan, result: Reconstruction) -> dict[str, float]:
-    """Against the object, in windows of HU: PSNR inside the head, SSIM over the rectangle about it."""
-    assert scan.water is not None
-    truth = the_object(scan, result)
-    inside = metrics.object_mask(truth)
-    y, x = (slice(int(n.min()), int(n.max()) + 1) for n in inside.nonzero().unbind(1))
-    found = {}
-    for name, (low, high) in WINDOWS.items():
-        r, m = (to_hu(image, scan.water).clamp(low, high) - low for image in (truth, result.mean[0]))
-        found[f"psnr_{name}"] = metrics.psnr(r[inside][None], m[inside][None])
-        found[f"ssim_{name}"] = metrics.ssim(r[y, x], m[y, x])
-    if result.lower is not None and result.upper is not None:
-        within = (result.lower[0] <= truth) & (truth <= result.upper[0])
-        found["coverage"] = float(within[inside].double().mean())
-        found["width_hu"] = float((result.upper[0] - result.lower[0])[inside].mean()) / scan.water * 1000
-    return found
-
-
 CLASSICAL = {name: Run() for name in ("fbp", "sirt", "os-sart", "cgls", "tv", "pwls")}
+PARTS_OF_DISCS = ("30 views", "0..60 degrees", "60 views", "90 views", "0..90 degrees")
 HELSINKI = {"psnr_scaled": ("PSNR in dB", 2), "ssim_scaled": ("SSIM", 3)}
 STUDIES = {
     "htc": Study(
@@ -182,12 +115,12 @@ STUDIES = {
             "0..90 degrees": {"angular_range": (0.0, 90.0)},
             "721 views": {"views": 721},
         },
-        scans={"60 views": 2, "90 views": 1, "0..90 degrees": 1, "721 views": 1},
-        methods=CLASSICAL | {"dds": Run(samples=2), "split-gibbs": Run(1, ("30 views",), 4)},
+        scans={"30 views": 2, "0..60 degrees": 2, "60 views": 1, "90 views": 1, "0..90 degrees": 1, "721 views": 1},
+        methods=CLASSICAL | {"dds": Run(settings=PARTS_OF_DISCS, samples=1)},
         prior="discs-ct",
         truth=all_views,
         score=disc_score,
-        figures=HELSINKI | {"matthews": ("Matthews correlation after Otsu", 3), "coverage": ("Coverage of 90 %", 2)},
+        figures=HELSINKI | {"matthews": ("Matthews correlation after Otsu", 3)},
         pictured=(("30 views", "0..60 degrees"), ("fbp", "sirt", "tv", "pwls", "dds")),
         gray=(0.0, 0.05),
     ),
@@ -222,18 +155,18 @@ STUDIES = {
             "dose 1/10": {"dose": 0.1},
             "dose 1/4": {"dose": 0.25},
         },
-        scans={"16 views": 2, "60 views": 2, "dose 1/10": 1, "dose 1/4": 1},
+        scans={"16 views": 1, "dose 1/10": 1, "dose 1/4": 1},
         methods=CLASSICAL
         | {
             "transmission": Run(),
             "pnp-admm": Run(settings=("8 views", "16 views", "23 views", "60 views")),
             "diffpir": Run(1, ("23 views",), 1),
-            "dds": Run(samples=4),
+            "dds": Run(samples=3),
             "score-mri": Run(1, ("23 views",), 1),
             "dps": Run(1, ("23 views",), 1),
-            "split-gibbs": Run(1, ("23 views",), 4),
+            "split-gibbs": Run(1, ("23 views",), 3),
         }
-        | {name: Run() for name in ("fbp-unet", "fbp-gan") if name in METHODS},
+        | {name: Run() for name in ("fbp-unet", "fbp-gan") if f"head-ct-{name}" in names()},
         prior="head-ct",
         truth=the_object,
         score=head_score,
@@ -257,8 +190,8 @@ Cell = dict[tuple[str, str, str], dict[str, Any]]
 class Bench:
     """The cells of one study."""
 
-    def __init__(self, key: str, data: Path, cells: Cells, images: Path) -> None:
-        self.key, self.study, self.cells = key, STUDIES[key], cells
+    def __init__(self, key: str, data: Path, cells: Cells, images: Path, *, computes: bool = True) -> None:
+        self.key, self.study, self.cells, self.computes = key, STUDIES[key], cells, computes
         self.scans = {name: cache(load) for name, load in self.study.load(data).items()}
         self.pictures = Pictures(images / key)
 
@@ -279,6 +212,8 @@ class Bench:
             of |= {"prior": prior, "weights": priors.load(prior).card["sha256"][:12]}
         settings, methods = study.pictured
         pictured = scan == next(iter(self.scans)) and setting in settings and method in methods
+        if not self.computes:
+            return self.cells.done.get(Cells.key(**of), {})
         if pictured and not self.pictures.has(setting, method):
             self.cells.done.pop(Cells.key(**of), None)
 
@@ -300,15 +235,16 @@ class Bench:
         print(self.key, scan, setting, method, figures or found, flush=True)
         return found
 
-    def all(self, methods: Collection[str]) -> Cell:
-        """All that are to be run, setting by setting."""
-        return {
+    def all(self, methods: Collection[str], settings: Collection[str], scans: Collection[str]) -> Cell:
+        """All of these that are to be run, setting by setting."""
+        cells = {
             (setting, method, scan): self.cell(scan, setting, method)
             for setting in self.study.settings
             for scan in self.scans
             for method in self.study.methods
-            if method in methods and scan in self.runs(setting, method)
+            if method in methods and setting in settings and scan in scans and scan in self.runs(setting, method)
         }
+        return {key: cell for key, cell in cells.items() if cell}
 
     def report(self, cells: Cell) -> str:
         """Tables in Markdown: every figure over settings and methods; then all methods, where some ran on one scan."""
@@ -376,16 +312,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES))
-    parser.add_argument("--methods", type=lambda text: text.split(","), help="of those of the study, all by default")
+    for part in ("methods", "settings", "scans"):
+        parser.add_argument(f"--{part}", type=lambda text: text.split(","), help="some of the study's, A,B; else all")
     parser.add_argument("--cells", type=Path, default=RESULTS / "ct.jsonl")
     parser.add_argument("--report", type=Path, default=RESULTS / "ct.md")
+    parser.add_argument("--tables", action="store_true", help="of the cells that are there; compute none")
     parser.add_argument("--images", type=Path, default=Path("runs/ct"), help="where pictured images are kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     reports, cells = [], Cells(arguments.cells)
     for key in arguments.only:
-        bench = Bench(key, arguments.data, cells, arguments.images)
-        reports.append(bench.report(bench.all(arguments.methods or bench.study.methods)))
+        bench = Bench(key, arguments.data, cells, arguments.images, computes=not arguments.tables)
+        methods, settings = arguments.methods or bench.study.methods, arguments.settings or bench.study.settings
+        reports.append(bench.report(bench.all(methods, settings, arguments.scans or bench.scans)))
         bench.pictures.draw(arguments.report.with_name(f"ct-{key}.png"), *bench.study.pictured, gray=bench.study.gray)
     machine = f"{peers.machine()['cpu']}, torch {torch.__version__}"
     command = f"python -m benchmarks.ct {' '.join(sys.argv[1:])}".strip()

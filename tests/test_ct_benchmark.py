@@ -1,4 +1,4 @@
-"""The segmentation score of benchmarks.ct."""
+"""The segmentation score of benchmarks.ct_scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.ct import matthews, otsu
+from benchmarks.ct_scores import matthews, otsu
 
 
 def test_otsu_finds_the_threshold_that_separates_best() -> None:
