@@ -21,7 +21,7 @@ from torch import Tensor
 import priors
 from operators.fbp import filtered_back_projection
 from priors import EDM, PostProcessing
-from priors.enhancement import Enhancement
+from priors.enhancement import Enhancement, rms
 from priors.gan.patch import AdversarialEnhancement, PatchDiscriminator
 from priors.networks import UNet
 from priors.train import TrainConfig
@@ -356,3 +356,18 @@ def reference_likelihood() -> Any:
     from test_supervised import problem
 
     return problem()[0]
+
+
+@pytest.mark.parametrize(("name", "part"), [("fbp-unet", 0.7), ("fbp-gan", 0.65)])
+def test_the_embedded_networks_take_noise_out(name: str, part: float, scans: LowDoseScans) -> None:
+    """Of heads of another maker than those of training; 0.59 and 0.53 of the error of FBP were measured."""
+    net = priors.load(f"head-ct-{name}")
+    assert isinstance(net, PostProcessing)
+    assert (net.task, net.card["scale_per_mm"]) == (name, WATER)
+    errors = []
+    for i in (0, 2, 4):
+        poor, sigma, good = scans[i]
+        errors.append([float(rms(x - good).mean()) for x in (net(poor, sigma), poor)])
+        assert errors[-1][0] < errors[-1][1]
+    found, fbp_error = (sum(column) for column in zip(*errors, strict=True))
+    assert found < part * fbp_error
