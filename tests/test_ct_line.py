@@ -472,6 +472,7 @@ def test_a_dose_is_that_of_every_slice() -> None:
     [
         ({"mask": "random"}, "mask: is for MRI scans, and ellipses is one of CT"),
         ({"coils": 4}, "coils: is for MRI scans"),
+        ({"method": "varnet"}, "varnet: no network of it comes with the package for CT scans; choose another"),
         ({"method": "rss"}, "rss: is for MRI scans, and ellipses is one of CT"),
         ({"method": "zero-filled"}, "zero-filled needs a SENSE operator"),
         ({"dose": 1.5}, "dose: expected a fraction above 0"),

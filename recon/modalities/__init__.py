@@ -9,12 +9,13 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from priors.denoiser import Denoiser
+from priors.library import names
 
 from ..ct import CTScan, PreparedCT
 from ..datafit import Withheld
 from ..errors import InputError
 from ..likelihood import Gaussian, Randn
-from ..methods import method_named, scan_of
+from ..methods import method_named, own_prior, scan_of
 from ..mri import MRIScan, PreparedMRI
 from ..posterior import Coverage
 from ..settings import Settings
@@ -172,6 +173,11 @@ def check_settings(settings: Settings, scan: Scan) -> None:
     for record, module in _MODALITIES.items():
         if record.__name__ == needed and module is not own:
             raise InputError(f"{settings.method}: is for {module.NAME} scans, and {scan.name} is one of {own.NAME}")
+    shipped = own_prior(settings.method, own.PRIOR)
+    if settings.prior is None and shipped != own.PRIOR and shipped not in names():
+        raise InputError(
+            f"{settings.method}: no network of it comes with the package for {own.NAME} scans; choose another"
+        )
     for other in _all():
         for name in set(other.SETTINGS) - set(own.SETTINGS):
             if getattr(settings, name) != getattr(Settings(), name):
