@@ -105,7 +105,7 @@ HELSINKI = {"psnr_scaled": ("PSNR in dB", 2), "ssim_scaled": ("SSIM", 3)}
 STUDIES = {
     "htc": Study(
         title="Discs with holes (HTC 2022, measured)",
-        text="Reference: FBP of all 721 views, with their noise (FBP of 721 views is that image itself).",
+        text="Reference: FBP of all 721 views, with their noise, which FBP of 721 views is. DDS: one sample.",
         load=lambda data: {f"t{x}": file(data / "ct" / f"htc2022_t{x}_full.mat") for x in "abcd"},
         settings={
             "30 views": {"views": 30},
@@ -144,7 +144,7 @@ STUDIES = {
             f"Slices {', '.join(map(str, HEAD_SLICES))} (of 28, from below) of a head in HU, 512 x 512: the object. "
             f"{ALL_VIEWS} views over a turn, 2e5 photons a bin, images of 256 x 256. PSNR inside the head, SSIM over "
             "the rectangle about it, of images cut to the window (brain: 0 to 80 HU, wide: -1000 to 1000 HU), whose "
-            "width is the peak. The object has the noise of its own scan."
+            "width is the peak. The object has the noise of its own scan. DDS: mean of three samples."
         ),
         load=lambda data: {f"slice {i}": head(data / "ct" / "dcm_qa_ct_GE_head_28.tar.xz", i) for i in HEAD_SLICES},
         settings={
@@ -176,7 +176,7 @@ STUDIES = {
             for figure, title, digits in (("psnr", "PSNR in dB", 2), ("ssim", "SSIM", 3))
         }
         | {"coverage": ("Coverage of 90 %", 2), "width_hu": ("Length of the intervals in HU", 0)},
-        pictured=(("8 views", "23 views", "dose 1/10"), ("fbp", "sirt", "tv", "pwls", "dds")),
+        pictured=(("8 views", "23 views"), ("fbp", "sirt", "tv", "pwls", "dds")),
         gray=(WATER * 0.8, WATER * 1.3),  # -200 to 300 HU
     ),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from recon.io.panel import BACKGROUND, FAINT, TEXT
 from recon.result import Reconstruction
 
-INCHES, DPI = 1.7, 110  # of a tile
+INCHES, DPI = 1.6, 100  # of a tile
 ERRORS = 0.5  # their window over that of the images
 
 
