@@ -107,7 +107,7 @@ def fista(
         x_before = x
         x = prox(z - step * gradient(z), step)
         change = x - x_before
-        t = torch.where(space.inner(z - x, change) > 0, 1.0, t)  # momentum points uphill
+        t = torch.where(space.inner((z - x) / step, change) > 0, 1.0, t)  # momentum points uphill
         t_next = (1 + (1 + 4 * t * t).sqrt()) / 2
         z = x + space.expand((t - 1) / t_next) * change
         t = t_next
