@@ -37,6 +37,8 @@ def centred(scan: CTScan, centre: float | None = None) -> CTScan:
         centre, source = find_centre(scan[middle : middle + 1]), f"as the views of slice {middle} tell"
     else:
         source = "as given"
+    if not 0 <= centre <= geometry.bins - 1:
+        raise InputError(f"rotation_centre: expected a bin from 0 to {geometry.bins - 1}, got {centre:g} ({source})")
     offset = ((geometry.bins - 1) / 2 - centre) * geometry.bin_size
     moved = replace(geometry, detector_offset=offset)
     grid = default_grid(moved) if _same(scan.grid, default_grid(geometry)) else scan.grid

@@ -197,7 +197,8 @@ def test_an_image_of_its_own_size_does_not_follow_the_axis() -> None:
     [
         (fan_scan(), {"rotation_centre": "find"}, "expected a parallel beam, .* got FanBeam; give rotation_offset"),
         (off_centre(40.0), {"rotation_centre": "middle"}, "expected a bin, such as 245.1, or find, got 'middle'"),
-        (off_centre(40.0), {"rotation_centre": 90.0}, "misses it"),
+        (off_centre(40.0), {"rotation_centre": 90.0}, r"expected a bin from 0 to 79, got 90 \(as given\)"),
+        (off_centre(40.0), {"rotation_centre": math.nan}, "expected a bin from 0 to 79, got nan"),
         (off_centre(40.0), {"rings": 10}, "rings: expected an odd number of bins, at least 3, got 10"),
         (off_centre(40.0), {"rings": 101}, "at most 80, got 101"),
     ],
