@@ -328,7 +328,7 @@ def main() -> None:
         bench.pictures.draw(arguments.report.with_name(f"ct-{key}.png"), *bench.study.pictured, gray=bench.study.gray)
     machine = f"{peers.machine()['cpu']}, torch {torch.__version__}"
     command = f"python -m benchmarks.ct {' '.join(sys.argv[1:])}".strip()
-    arguments.report.write_text(f"# CT\n\n`{command}`, {machine}, one thread\n\n" + "\n".join(reports))
+    arguments.report.write_text(f"# CT\n\n`{command}`, {machine}, one thread. Empty: not run.\n\n" + "\n".join(reports))
 
 
 if __name__ == "__main__":
