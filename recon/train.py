@@ -171,7 +171,7 @@ def train(
 
 
 def has_bf16() -> bool:
-    """Whether the processor has instructions for bfloat16; without them it takes three times as long as float32."""
+    """Whether the processor has instructions for bfloat16; without them it is slower than float32."""
     import torch
 
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & {k for k, v in torch.cpu.get_capabilities().items() if v})
