@@ -63,17 +63,18 @@ class Gaussian:
         *,
         iterations: int,
         x0: Tensor | None = None,
+        y: Tensor | None = None,
         tolerance: float = 0.0,
     ) -> Tensor:
         """argmin_x tau nll(x) + 1/2 ||x - v||^2, by conjugate gradients from x0 (v by default).
 
-        The system is (I + tau A^H A) x = v + tau A^H y.
+        The system is (I + tau A^H A) x = v + tau A^H y; `y` replaces the data (noisy data of a diffusion level, say).
 
         Stopped early it is the data consistency step of DDS.
         """
         return cg(
             lambda x: x + tau * self.A.gram(x),
-            v + tau * self.backprojection,
+            v + tau * self._backprojected(y),
             v if x0 is None else x0,
             space=self.A.domain,
             iterations=iterations,
@@ -84,10 +85,11 @@ class Gaussian:
     def project(self, v: Tensor, *, iterations: int, y: Tensor | None = None, tolerance: float = 0.0) -> Tensor:
         """The least-squares solution of A x = y nearest to v, by conjugate gradients on A^H A x = A^H y from v.
 
-        `y` replaces the data (noisy data of a diffusion level, say).
+        `y` replaces the data.
         """
-        b = self.backprojection if y is None else self.A.adjoint(y)
-        return cg(self.A.gram, b, v, space=self.A.domain, iterations=iterations, tolerance=tolerance)
+        return cg(
+            self.A.gram, self._backprojected(y), v, space=self.A.domain, iterations=iterations, tolerance=tolerance
+        )
 
     def draw(self, v: Tensor, tau: float, rng: Randn, *, iterations: int = 200, tolerance: float = 1e-5) -> Tensor:
         """An exact sample of p(x) ~ exp(-nll(x) - ||x - v||^2 / (2 tau)), by perturbation and conjugate gradients.
@@ -108,6 +110,9 @@ class Gaussian:
             tolerance=tolerance,
             diagonal=self._diagonal(tau),
         )
+
+    def _backprojected(self, y: Tensor | None) -> Tensor:
+        return self.backprojection if y is None else self.A.adjoint(y)
 
     def _diagonal(self, tau: float) -> Tensor | None:
         """Near I + tau A^H A."""

@@ -21,6 +21,7 @@ GAUSSIAN = [name for name in ITERATIVE if "likelihood" in inputs_of(METHODS[name
 LEVELS = torch.tensor([1.0, 0.3, 0.1, 0.0])
 # Options at which 0 has a meaning: no noise of that kind, no correction, no limit.
 MAY_BE_ZERO = ("eta", "eta_data", "zeta", "gamma", "regularization", "tolerance", "corrector_steps")
+OF_THE_LIKELIHOOD = [(name, "iterations") for name in ITERATIVE if options_of(METHODS[name]).get("iterations", 1) == 0]
 
 
 @cache
@@ -100,8 +101,11 @@ def test_levels_that_do_not_decrease_to_0(name, sigmas):
 )
 def test_steps_that_are_not_positive(name, option):
     refused(name, option, **{option: -1})
-    of_the_likelihood = option == "iterations" and name in ("dds", "dds-warm")  # 0: as many as the likelihood asks for
-    if option not in MAY_BE_ZERO and not of_the_likelihood and "generator" not in inputs_of(METHODS[name]):
+    if (
+        option not in MAY_BE_ZERO
+        and (name, option) not in OF_THE_LIKELIHOOD
+        and "generator" not in inputs_of(METHODS[name])
+    ):
         refused(name, option, **{option: 0})
 
 

@@ -15,7 +15,7 @@ from operators.linop import Matrix
 from recon import mri
 from recon.apply import prior_inputs
 from recon.likelihood import Gaussian
-from recon.methods import METHODS, inputs_of, root_sum_of_squares, takes_prior
+from recon.methods import METHODS, inputs_of, options_of, root_sum_of_squares, takes_prior
 from recon.methods.daps import daps
 from recon.methods.ddrm import ddrm
 from recon.methods.dds import dds
@@ -107,6 +107,29 @@ def test_a_sample_depends_on_its_seed_and_nothing_else(name):
     if name not in PROJECTIONS:  # three coils x2 settle these small images: projections leave no freedom
         assert not torch.allclose(together[0], together[1], atol=1e-6)
     assert not alone.requires_grad
+
+
+BY_LIKELIHOOD = [  # coil by coil, two iterations arrive
+    name
+    for name in WITH_PRIOR
+    if "likelihood" in inputs_of(METHODS[name]) and options_of(METHODS[name]).get("iterations", 1) == 0
+]
+
+
+@pytest.mark.parametrize("name", BY_LIKELIHOOD)
+def test_conjugate_gradients_take_the_iterations_of_the_likelihood(name):
+    """Unless others are asked for: they are what its operator needs."""
+    p = multicoil_problem(shape=(4, 3))
+    likelihood = Gaussian(p.likelihood.A, p.likelihood.y, iterations=2)
+    made, _ = prior_inputs(name, likelihood, p.denoiser, STEPS)
+    made = {key: value for key, value in made.items() if key in inputs_of(METHODS[name])}
+
+    def image(**options):
+        rng = {"rng": Noise(1, [5])} if name in SAMPLERS else {}
+        return METHODS[name](likelihood, **made, **rng, **options)
+
+    assert torch.equal(image(), image(iterations=2))
+    assert not torch.equal(image(), image(iterations=3))
 
 
 class Permuted(Noise):

@@ -186,7 +186,7 @@ def test_network_evaluations_and_a_callback_for_each_level():
     [
         (song, {"snr": 0.0}, "snr expects a finite number above 0, got 0"),
         (song, {"strength": math.inf}, "strength expects a finite number above 0"),
-        (song, {"iterations": 0}, "iterations expects a finite number above 0"),
+        (song, {"iterations": -1}, "iterations expects a finite number above 0"),
         (song_hard, {"corrector_steps": -1}, "corrector_steps expects 0 or more, got -1"),
         (song_hard, {"iterations": 0}, "iterations expects a finite number above 0"),
         (song_hard, {"weight": 0.0}, "weight expects a number above 0 and up to 1, got 0"),

@@ -28,7 +28,7 @@ def song(
     snr: float = 0.16,
     corrector_steps: int = 1,
     strength: float = 0.5,
-    iterations: int = 5,
+    iterations: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
     """Song et al. 2022, its consistency weighted by the measured noise.
@@ -48,7 +48,7 @@ def song(
     snr : of the corrector, from which its step follows; published as 0.517 with a weight of 1 for MRI.
     corrector_steps : at each level.
     strength : weight of the data relative to their measured noise, each time.
-    iterations : of conjugate gradients, each time.
+    iterations : of conjugate gradients, each time; 0 for those of the likelihood, 5 of MRI and 20 of CT.
 
     Returns
     -------
@@ -67,6 +67,7 @@ def song(
     Song, Shen, Xing, Ermon, ICLR 2022, algorithm 1, for data without noise (`song_hard`).
     """
     check_inputs("song", likelihood, denoiser, sigmas)
+    iterations = iterations or likelihood.iterations
     check_positive("song", strength=strength, iterations=iterations)
     consistency = proximal(likelihood, lambda sigma: strength * sigma**2, iterations=iterations)
     x0 = predictor_corrector(
