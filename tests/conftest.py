@@ -1,9 +1,13 @@
 """Shared fixtures."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell ignores it for what runs in the background, and the children that tests interrupt would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,3 @@ def test_panel_shows_gray_values_of_the_window(tmp_path: Path) -> None:
     shown = imread(tmp_path / "a.png")
     # 8-bit gray, half of 255 rounded either way
     assert float(shown[shown.shape[0] * 2 // 3, shown.shape[1] * 2 // 3, 0]) == pytest.approx(0.5, abs=1 / 255)
-
-
-# -- whole or not at all ----------------------------------------------------------------------------------------------
