@@ -161,19 +161,22 @@ class Reconstruction:
         write_run(folder / RUN, self.run)
 
     def _write_dicom(self, folder: Path) -> None:
-        """Series of one study, in HU; a std is rounded to a tenth."""
+        """Series of one study, in HU; a std is rounded to a tenth, and shown up to its largest."""
         water, study = known_water(self.water, "this result"), Study(header=self.header)
         method = str(self.run["arguments"].get("method", "reconstruction"))
         image = to_hu(self.mean, water)
         write_series(folder / DICOM, image, voxel_size=self.voxel_size, description=method, study=study)
         if self.std is not None:
+            std = self.std * (1000 / water)
+            largest = max(float(std.max()), 1.0)
             write_series(
                 folder / DICOM_STD,
-                self.std * (1000 / water),
+                std,
                 voxel_size=self.voxel_size,
                 description=f"{method} std",
                 number=2,
                 step=0.1,
+                window=(largest / 2, largest),
                 study=study,
             )
 

@@ -100,6 +100,8 @@ def test_dicom_out_is_what_was_reconstructed(tmp_path: Path) -> None:
         assert first[key].value == second[key].value
     assert first.SeriesInstanceUID != second.SeriesInstanceUID
     assert (first.SeriesNumber, second.SeriesNumber, first.KVP) == (1, 2, 120)
+    assert (first.WindowCenter, first.WindowWidth) == (40, 400)
+    assert second.WindowWidth == pytest.approx(float(std.hu.max()), abs=0.06)
     # As the other results: refused, replaced as a whole, and gone if the run that replaces them makes none.
     with pytest.raises(ResultExistsError, match=f"{DICOM}, {DICOM_STD}"):
         reconstruct(scan, method="fbp", out=tmp_path)

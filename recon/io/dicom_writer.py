@@ -50,6 +50,7 @@ def write_series(
     description: str = "reconstruction",
     number: int = 1,
     step: float = 1.0,
+    window: tuple[float, float] = (40.0, 400.0),
     study: Study | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
@@ -62,6 +63,7 @@ def write_series(
     description : of the series, what stands before "NOT FOR DIAGNOSIS"; at most 40 letters.
     number : of the series in its study.
     step : HU that values are rounded to; larger where they would not fit 16 bits.
+    window : centre and width, HU, that viewers open with; those of soft tissue by default.
     study : that the series belongs to; one of its own by default.
 
     Raises
@@ -81,6 +83,7 @@ def write_series(
     study, series, now = study or Study(), _uid(), datetime.now(UTC)
     for index, image in enumerate(stored):
         dataset = _image(image, index, stored.shape, voxel_size)
+        dataset.WindowCenter, dataset.WindowWidth = (f"{value:.6g}" for value in window)
         dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, f"{slope:.8g}", "HU"
         dataset.SeriesInstanceUID, dataset.SeriesNumber = series, number
         dataset.SeriesDescription = f"{description} {NOT_FOR_DIAGNOSIS}"
@@ -139,6 +142,5 @@ def _image(image: np.ndarray, index: int, shape: tuple[int, ...], voxel_size: tu
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.Rows, dataset.Columns = rows, columns
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
-    dataset.WindowCenter, dataset.WindowWidth = 40, 400
     dataset.PixelData = image.tobytes()
     return dataset
