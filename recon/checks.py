@@ -19,9 +19,6 @@ SAMPLES = 4
 FRACTION = 0.03
 """Of the acquired samples that are withheld."""
 
-FALLBACK = "l1-wavelet"
-"""The classical method to turn to."""
-
 Apply = Callable[[Any, Settings, str], Images]
 """From data, settings and a name for what is kept to the images of a method."""
 
@@ -59,18 +56,19 @@ class Check:
 
 def check_data_fit(prepared: Prepared, settings: Settings, apply: Apply, *, slice_index: int) -> Check:
     """Draw a few samples without a part of the data, and predict that part; so does a classical method."""
+    modality = modality_of(prepared)
     try:
-        given, left_out, where = modality_of(prepared).withhold(prepared, seed=settings.seed, fraction=FRACTION)
+        given, left_out, where = modality.withhold(prepared, seed=settings.seed, fraction=FRACTION)
     except InputError as error:
         return Check(None, slice_index, 0.0, f"The fit of the prior to the data was not checked: {error}")
     samples = apply(given, replace(settings, samples=SAMPLES), "samples")
-    fallback = apply(given, replace(settings, method=FALLBACK, options={}, samples=None), "fallback")
+    fallback = apply(given, replace(settings, method=modality.FALLBACK, options={}, samples=None), "fallback")
     fit = data_fit(
         samples.x,
         left_out,
         where,
         rng=Noise((settings.seed, slice_index, 2), range(SAMPLES)),
         fallback=fallback.x[0],
-        fallback_name=FALLBACK,
+        fallback_name=modality.FALLBACK,
     )
     return Check(fit, slice_index, samples.seconds + fallback.seconds, fit.statement)

@@ -19,10 +19,11 @@ from operators.fourier import fftc, ifftc
 from operators.masks import MASKS
 from priors.networks import UNet
 from recon.apply import Images
-from recon.checks import FALLBACK, FRACTION, SAMPLES, check_data_fit
+from recon.checks import FRACTION, SAMPLES, check_data_fit
 from recon.cli import main
 from recon.methods.diffusion import NonFiniteError
 from recon.methods.zero_filled import zero_filled
+from recon.modalities import mri
 from recon.mri import MRIScan, PreparedMRI, likelihood, prepare, undersample
 from recon.partial import FOLDER
 from recon.phantom import head
@@ -98,7 +99,7 @@ def test_a_prior_that_suits_is_said_to(scan: MRIScan, tmp_path: Path) -> None:
 
 
 def test_a_prior_that_does_not_suit_is_a_warning_that_names_the_fallback(scan: MRIScan) -> None:
-    with pytest.warns(UserWarning, match=f"the prior does not suit these data.* Use {FALLBACK} instead") as caught:
+    with pytest.warns(UserWarning, match=f"the prior does not suit these data.* Use {mri.FALLBACK} instead") as caught:
         result = reconstruct(scan, prior=blurring(), **DDS)
     assert len(caught) == 1
     assert result.data_fit is not None
@@ -136,7 +137,7 @@ def test_what_is_withheld_is_not_seen(scan: MRIScan) -> None:
         return Images(x + noise, 0.0, 0)
 
     check_data_fit(prepared, Settings(method="dds"), apply, slice_index=0)
-    assert seen.keys() == {"dds", FALLBACK}
+    assert seen.keys() == {"dds", mri.FALLBACK}
     for data in seen.values():
         withheld = prepared.mask & ~data.mask
         assert int(withheld.sum()) == round(FRACTION * int(prepared.mask.sum()))
@@ -211,7 +212,7 @@ def test_the_command_warns_once_and_says_the_cost(
         main()
     assert end.value.code == 0
     printed = capfd.readouterr()
-    assert (printed.out + printed.err).count(f"Use {FALLBACK} instead") == 1
+    assert (printed.out + printed.err).count(f"Use {mri.FALLBACK} instead") == 1
     assert "warning: " in printed.err
     assert any(note.startswith("WARNING") for note in json.loads((out / "run.json").read_text())["notes"])
     assert "4 network evaluations a sample" in printed.out

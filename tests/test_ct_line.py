@@ -166,6 +166,7 @@ def test_the_prior_is_checked_on_segments_of_views() -> None:
     assert result.data_fit is not None
     assert result.data_fit.what == "segments of views"
     assert result.data_fit.places == round(0.03 * 45 * 8)
+    assert result.data_fit.fallback_name == "tv"
 
 
 def test_a_dose_is_that_of_every_slice() -> None:

@@ -38,6 +38,7 @@ class Modality(Protocol):
     UNIT : of images.
     COMPLEX : whether images are complex.
     DATA : the field of a scan that is read slice by slice.
+    FALLBACK : the classical method to turn to where the prior does not suit the data.
     METHODS, PARTS : what `recon benchmark` compares, and undersamples by, if nothing else is asked for.
     """
 
@@ -47,6 +48,7 @@ class Modality(Protocol):
     UNIT: str
     COMPLEX: bool
     DATA: str
+    FALLBACK: str
     METHODS: tuple[str, ...]
     PARTS: tuple[str, ...]
 

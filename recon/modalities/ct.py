@@ -34,6 +34,7 @@ UNIT = "1/mm"
 COMPLEX = False
 DATA = "projections"
 METHODS = ("fbp", "tv", "dds")
+FALLBACK = "tv"
 PARTS = ("views", "range", "dose")
 
 __all__ = ["likelihood"]  # as it is

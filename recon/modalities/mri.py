@@ -35,6 +35,7 @@ UNIT = ""  # that of the receiver
 COMPLEX = True
 DATA = "kspace"
 METHODS = ("zero-filled", "l1-wavelet", "dds")
+FALLBACK = "l1-wavelet"
 PARTS = ("random", "equispaced", "gaussian1d", "gaussian2d", "poisson", "radial")
 
 __all__ = ["likelihood"]  # as it is
