@@ -34,6 +34,7 @@ class CTScan:
     flats, darks : (frame, slice, bin) counts without object, and without beam; for counts.
     gain : counts for each photon, where projections are counts (1 for a photon counter); estimated if None.
     photons : that a bin counts without object, where projections are line integrals; estimated if None.
+    electronic : standard deviation of the detector's own noise, in photons.
     water : attenuation of water in 1/mm, for HU.
     reference : (slice, y, x) image in 1/mm of the file's own reconstruction, if any.
     slice_spacing : mm from one slice to the next.
@@ -50,6 +51,7 @@ class CTScan:
     darks: Tensor | None = None
     gain: float | None = None
     photons: float | None = None
+    electronic: float = 0.0
     water: float | None = None
     reference: SliceArray | None = None
     slice_spacing: float = 1.0
@@ -89,8 +91,9 @@ class PreparedCT:
     weights : of the same shape; inverse variance of a line integral, 0 for dead or saturated bins.
     geometry, grid : where the rays run, and the pixels of the image.
     scale : image in 1/mm = scale * x; water, where the scan knows it, else `mean_attenuation`: not by the views chosen.
-    counts, blank, background : of the same shape, in photons, for transmission statistics: E counts = blank *
-        exp(-line integrals) + background.
+    counts, blank, background : of the same shape, in photons, for transmission statistics: counts are about Poisson of
+        mean blank * exp(-line integrals) + background. The variance of electronic noise is added to counts and
+        background, which gives both moments (Yavuz and Fessler, Med Image Anal 2, 337 (1998)).
     notes : what was estimated and how, in sentences for the user.
     """
 
@@ -123,22 +126,30 @@ def likelihood(prepared: PreparedCT) -> Gaussian:
 
 
 class NoiseLevel(NamedTuple):
-    """The noise of a line integral: its variance is 1 / (photons * signal).
+    """The noise of a line integral: its variance is (n + electronic^2) / n^2, n = photons * signal.
 
     photons : in one unit of signal, which is counts without background, or exp(-line integral), so that it is the
         number in a bin without object.
     source : how it was found, a sentence for the user.
+    electronic : standard deviation of the detector's own noise, in photons.
     """
 
     photons: float
     source: str
+    electronic: float = 0.0
+
+    def weights(self, signal: Tensor) -> Tensor:
+        """Inverse variance of line integrals."""
+        n = self.photons * signal
+        return n if self.electronic == 0 else n**2 / (n + self.electronic**2)
 
 
 def noise_of(scan: CTScan) -> NoiseLevel:
     """Photons of a scan, as it says, or else from its middle slice.
 
     Fourth differences between neighbours leave noise and little of the object: along the views, and along every second
-    bin, since next ones share light. The one of less noise is taken; medians pass over edges.
+    bin, since next ones share light. The one of less noise is taken; medians pass over edges. Counts that were too low
+    for a logarithm are left out.
 
     Raises
     ------
@@ -147,22 +158,25 @@ def noise_of(scan: CTScan) -> NoiseLevel:
     """
     known = None if scan.gain is None else 1 / scan.gain
     if (photons := known if scan.is_counts else scan.photons) is not None:
-        return NoiseLevel(photons, f"noise: {photons:g} photons {'a count' if scan.is_counts else 'a bin'}, as given")
+        source = f"noise: {photons:g} photons {'a count' if scan.is_counts else 'a bin'}, as given"
+        return NoiseLevel(photons, source, scan.electronic)
     middle = len(scan) // 2
     found = logarithm(scan[middle : middle + 1])
+    signal = found.signal.where(~found.replaced, 0.0)
     levels = {
-        "views": _difference_noise(found.values.mT, found.signal.mT, lag=1),
-        "bins": _difference_noise(found.values, found.signal, lag=2),
+        "views": _difference_noise(found.values.mT, signal.mT, lag=1),
+        "bins": _difference_noise(found.values, signal, lag=2),
     }
     along = min(levels, key=lambda name: levels[name])
     if not 0 < levels[along] < math.inf:
         raise InputError(
             f"projections: expected noise, whose level is needed, got {levels[along]:g}; give photons (line integrals) "
-            "or gain (counts) with the scan"
+            "or gain (counts) with the scan, or say that they are counts"
         )
     what = "a count" if scan.is_counts else "a bin without object"
     photons = 1 / levels[along]
-    return NoiseLevel(photons, f"noise from differences between neighbouring {along}: {photons:.3g} photons {what}")
+    source = f"noise from differences between neighbouring {along}: {photons:.3g} photons {what}"
+    return NoiseLevel(photons, source, scan.electronic)
 
 
 _DIFFERENCE = (1.0, -4.0, 6.0, -4.0, 1.0)
@@ -204,7 +218,7 @@ def prepare(scan: CTScan, *, noise: NoiseLevel | None = None, rings: int | None 
     """
     noise = noise_of(scan) if noise is None else noise
     found = logarithm(scan)
-    weights = noise.photons * found.signal
+    weights = noise.weights(found.signal)
     values, blank = found.values, (noise.photons * found.blank)[:, None].expand_as(weights)
     notes = [noise.source, *scan.notes, *found.notes]
     if rings is not None:
@@ -215,14 +229,17 @@ def prepare(scan: CTScan, *, noise: NoiseLevel | None = None, rings: int | None 
     if cut := _truncation(values):
         warnings.warn(cut, stacklevel=2)
         notes.append(f"WARNING: {cut}")
-    background = (noise.photons * found.background)[:, None].expand_as(weights)
+    electronic = noise.electronic**2
+    background = (noise.photons * found.background + electronic)[:, None].expand_as(weights)
+    measured = torch.as_tensor(scan.projections[:]).to(weights) if scan.is_counts else found.signal
+    counts = (noise.photons * measured + electronic).clamp(min=0).where(weights > 0, background)
     return PreparedCT(
         line_integrals=values,
         weights=weights,
         geometry=scan.geometry,
         grid=scan.grid,
         scale=scale,
-        counts=weights + background,
+        counts=counts,
         blank=blank,
         background=background,
         notes=tuple(notes),

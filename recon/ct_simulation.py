@@ -17,7 +17,7 @@ from torch import Tensor
 from operators.ct import XRay
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors
 
-from .ct import CTScan, noise_of
+from .ct import CTScan, NoiseLevel, noise_of
 from .errors import InputError
 from .projections import from_hu, line_integrals
 
@@ -81,29 +81,29 @@ def thin(counts: Tensor, fraction: float, *, seed: Seed, gain: float = 1.0) -> T
     return torch.from_numpy(gain * left).to(counts)
 
 
-def low_dose(scan: CTScan, fraction: float, *, seed: Seed, electronic: float = 0.0) -> CTScan:
+def low_dose(scan: CTScan, fraction: float, *, seed: Seed, noise: NoiseLevel | None = None) -> CTScan:
     """The scan as at a fraction of its dose, tube current or time.
 
     Counts are thinned above their darks, the mean of the flats is scaled, and darks stay. Line integrals become counts
     first, photons exp(-p) of them, and line integrals again. What noise the scan has stays in: the result is that of a
-    scan at `fraction` of its own photons.
+    scan at `fraction` of its own photons. Electronic noise, which is the same at every dose, is filled up to what the
+    detector has.
 
     Parameters
     ----------
     scan : its slices are read into memory.
-    electronic : standard deviation of more noise, in counts (photons where the scan has line integrals).
+    noise : of the scan; found from these slices by default, see `noise_of`.
 
     Raises
     ------
     InputError
-        If fraction is not above 0 and at most 1, electronic is negative, or the scan's photons cannot be found.
+        If fraction is not above 0 and at most 1, or the scan's photons cannot be found.
     """
-    if electronic < 0:
-        raise InputError(f"electronic: expected at least 0, got {electronic:g}")
     projections, seeds = torch.as_tensor(scan.projections[:]), _seeds(seed)
-    level = noise_of(scan).photons  # a count, or without object
+    level, _, electronic = noise_of(scan) if noise is None else noise  # photons a count, or without object
     note = f"Simulated at {fraction:g} of the dose."
-    extra = electronic * torch.from_numpy(_generator((*seeds, 1)).standard_normal(projections.shape)).to(projections)
+    missing = electronic * math.sqrt(max(0.0, 1 - fraction**2))
+    extra = missing * torch.from_numpy(_generator((*seeds, 1)).standard_normal(projections.shape)).to(projections)
     if not scan.is_counts:
         counts = thin(level * torch.exp(-projections), fraction, seed=seeds) + extra
         blank = torch.full_like(projections[:1, 0].expand(len(projections), -1), fraction * level)
@@ -112,7 +112,7 @@ def low_dose(scan: CTScan, fraction: float, *, seed: Seed, electronic: float = 0
     if scan.flats is None:
         raise InputError("scan: expected flats with counts, got none")
     dark = torch.zeros_like(projections[:, 0]) if scan.darks is None else scan.darks.mean(0)
-    left = thin(projections - dark[:, None], fraction, seed=seeds, gain=1 / level) + extra
+    left = thin(projections - dark[:, None], fraction, seed=seeds, gain=1 / level) + extra / level
     flats = dark + fraction * (scan.flats - dark)
     return replace(scan, projections=dark[:, None] + left, flats=flats, gain=1 / level, notes=(*scan.notes, note))
 
@@ -182,6 +182,7 @@ def simulate(
         geometry=geometry,
         grid=grid,
         photons=photons,
+        electronic=electronic,
         water=water,
         reference=torch.nn.functional.avg_pool2d(image[:, None], ratio)[:, 0],
         name=name,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from operators.geometry import Geometry
 
-from .ct import CTScan
+from .ct import CTScan, NoiseLevel
 from .ct_simulation import low_dose
 from .errors import InputError
 
@@ -22,10 +22,12 @@ class Part:
     ----------
     views : (n,) int64; indices of the views, in their order.
     dose : part of the photons, 1 for all.
+    noise : of all of the scan, which a lower dose is made with.
     """
 
     views: Tensor
     dose: float = 1.0
+    noise: NoiseLevel | None = None
 
 
 def choose_views(
@@ -96,4 +98,4 @@ def undersample(scan: CTScan, part: Part, *, stream: tuple[int, ...]) -> CTScan:
     projections = torch.as_tensor(scan.projections[:])
     views = part.views.to(projections.device)
     chosen = replace(scan, projections=projections[:, views], geometry=scan.geometry.select(part.views))
-    return chosen if part.dose == 1 else low_dose(chosen, part.dose, seed=stream)
+    return chosen if part.dose == 1 else low_dose(chosen, part.dose, seed=stream, noise=part.noise)

@@ -13,7 +13,7 @@ from ct_scans import ELLIPSES, FAN, GRID, PARALLEL, PHOTONS, angles, fan_scan, n
 
 from operators.ct import XRay
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam
-from recon.ct import CTScan, PreparedCT, likelihood, mean_attenuation, noise_of, prepare
+from recon.ct import CTScan, PreparedCT, likelihood, logarithm, mean_attenuation, noise_of, prepare
 from recon.ct_undersampling import Part, choose_views, undersample
 from recon.errors import InputError
 from recon.pipeline import reconstruct
@@ -75,6 +75,33 @@ def test_weights_are_the_inverse_variance() -> None:
     expected = PHOTONS * torch.exp(-draws[0])
     torch.testing.assert_close(prepared.counts[0], expected)
     assert bool((prepared.blank == PHOTONS).all())
+
+
+def test_photons_are_found_where_many_counts_are_too_low() -> None:
+    """A fifth is; those say nothing of the noise. A detector that is dark all over says nothing at all."""
+    expected = 60 * torch.exp(-8 * sinogram(PARALLEL))
+    counts = torch.poisson(expected, generator=torch.Generator().manual_seed(0))[None]
+    flats = torch.full((1, 1, PARALLEL.bins), 60.0)
+    scan = CTScan(counts, PARALLEL, GRID, is_counts=True, flats=flats)
+    assert 0.15 < float(logarithm(scan).replaced.float().mean()) < 0.3
+    assert noise_of(scan).photons == pytest.approx(1, rel=0.3)
+    with pytest.raises(InputError, match="expected noise, whose level is needed"):
+        noise_of(replace(scan, projections=torch.zeros_like(counts)))
+
+
+def test_transmission_is_given_the_counts_as_measured() -> None:
+    """Zeros as zeros, though no logarithm takes them."""
+    counts = torch.poisson(20 * torch.exp(-6 * sinogram(PARALLEL)), generator=torch.Generator().manual_seed(0))[None]
+    scan = CTScan(counts, PARALLEL, GRID, is_counts=True, flats=torch.full((1, 1, PARALLEL.bins), 20.0), gain=1.0)
+    prepared = prepare(scan)
+    assert prepared.counts is not None
+    assert torch.equal(prepared.counts, counts)
+    assert int((counts == 0).sum()) > 10
+    shifted = prepare(replace(scan, electronic=3.0))
+    assert shifted.counts is not None
+    assert shifted.background is not None
+    assert torch.equal(shifted.counts, counts + 9)
+    assert bool((shifted.background == 9).all())
 
 
 def test_counts_become_line_integrals() -> None:

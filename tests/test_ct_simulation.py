@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from operators.ct import FanBeam, Grid, ParallelBeam, ViewVectors, XRay
-from recon.ct import CTScan
+from recon.ct import CTScan, logarithm, noise_of
 from recon.ct_simulation import WATER, low_dose, photon_counts, simulate, strip_integrals, thin
 from recon.errors import InputError
 from recon.io import from_projections
@@ -77,8 +77,21 @@ def test_low_dose_of_counts(gain: float) -> None:
     assert float(signal.mean()) == pytest.approx(1000 / math.e, abs=1.6)
     assert float(signal.var()) == pytest.approx(1000 / math.e, rel=0.12)
     assert "0.1 of the dose" in low.notes[-1]
-    extra = low_dose(scan, 0.1, seed=1, electronic=50.0 * gain)
-    assert float(((extra.projections[:] - 50) / gain).var()) == pytest.approx(1000 / math.e + 2500, rel=0.12)
+
+
+@pytest.mark.parametrize("is_counts", [True, False])
+def test_electronic_noise_is_the_same_at_every_dose(is_counts: bool) -> None:
+    """And the weights know of it: the spread of line integrals is what they say, at full dose and at a tenth."""
+    counts, electronic = photon_counts(torch.full((1, 40, 64), 1.0), 10000.0, seed=3, electronic=50.0), 50.0
+    scan = scan_of_counts(10000, dark=0.0) if is_counts else from_projections(-torch.log(counts / 1e4), GEOMETRY)
+    projections = counts if is_counts else scan.projections[:]
+    scan = replace(scan, projections=projections, photons=10000.0, electronic=electronic)
+    for dose, given in ((1.0, scan), (0.1, low_dose(scan, 0.1, seed=1))):
+        n = dose * 10000 / math.e
+        assert given.electronic == electronic
+        found = logarithm(given)
+        assert float(found.values.var()) == pytest.approx((n + 2500) / n**2, rel=0.12)
+        assert float(noise_of(given).weights(found.signal).median()) == pytest.approx(n**2 / (n + 2500), rel=0.05)
 
 
 def test_low_dose_of_line_integrals() -> None:

@@ -20,7 +20,7 @@ It is read where it is named itself, and beside the file that it belongs to (sin
 | projections, flats, darks, reference | names of files of arrays, from the folder of the JSON |
 | axes | of the projections: "slice,view,bin" (unless said) or "view,slice,bin" |
 | counts, flat | whether projections are counts; a number that stands for flats |
-| gain, photons, water, slice_spacing, header, notes | as in CTScan |
+| gain, photons, electronic, water, slice_spacing, header, notes | as in CTScan |
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ _BEAMS = {
 _ANGLES = {"angles", "angles_degrees", "bin_size"}
 _COMMON = {
     *("beam", "bins", "image_shape", "pixel_size", "image_centre", "projections", "flats", "darks", "reference"),
-    *("axes", "counts", "flat", "gain", "photons", "water", "slice_spacing", "header", "notes"),
+    *("axes", "counts", "flat", "gain", "photons", "electronic", "water", "slice_spacing", "header", "notes"),
 }
+_NUMBERS = ("gain", "photons", "electronic", "water", "slice_spacing")
 
 
 def is_geometry(path: Path) -> bool:
@@ -121,7 +122,7 @@ def scan_of(
     counts = bool(entries.get("counts", False))
     if counts and flats is None and "flat" in entries:
         flats = torch.full((1, shape[0], shape[-1]), float(entries["flat"]))
-    numbers = {key: float(entries[key]) for key in ("gain", "photons", "water", "slice_spacing") if key in entries}
+    numbers = {key: float(entries[key]) for key in _NUMBERS if key in entries}
     return from_projections(
         projections,
         geometry,
@@ -131,6 +132,7 @@ def scan_of(
         darks=darks,
         gain=numbers.get("gain"),
         photons=numbers.get("photons"),
+        electronic=numbers.get("electronic", 0.0),
         water=numbers.get("water"),
         slice_spacing=numbers.get("slice_spacing", 1.0),
         reference=reference,
@@ -262,5 +264,5 @@ def entries_of(scan: CTScan) -> dict[str, Any]:
     entries |= {"bins": geometry.bins, "image_shape": list(grid.shape), "pixel_size": list(grid.pixel_sizes)}
     entries |= {"image_centre": list(grid.centre), "counts": scan.is_counts, "slice_spacing": scan.slice_spacing}
     entries |= {"header": dict(scan.header), "notes": list(scan.notes)}
-    numbers = {"gain": scan.gain, "photons": scan.photons, "water": scan.water}
+    numbers = {"gain": scan.gain, "photons": scan.photons, "electronic": scan.electronic, "water": scan.water}
     return entries | {key: value for key, value in numbers.items() if value is not None}

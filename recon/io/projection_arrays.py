@@ -57,6 +57,7 @@ def from_projections(
     darks: np.ndarray | Tensor | None = None,
     gain: float | None = None,
     photons: float | None = None,
+    electronic: float = 0.0,
     water: float | None = None,
     reference: SliceArray | None = None,
     slice_spacing: float = 1.0,
@@ -71,8 +72,8 @@ def from_projections(
     projections : (slice, view, bin) real; only slices are ever read from it.
     grid : pixels of the image; `default_grid` if None.
     flats, darks : (frame, slice, bin), for counts.
-    geometry, is_counts, gain, photons, water, reference, slice_spacing, name, header, notes : as in CTScan. A reference
-        of another size than the image is left out, and that is noted.
+    geometry, is_counts, gain, photons, electronic, water, reference, slice_spacing, name, header, notes : as in
+        CTScan. A reference of another size than the image is left out, and that is noted.
 
     Raises
     ------
@@ -106,6 +107,10 @@ def from_projections(
     for what, value in numbers.items():
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name}: expected {what} as a positive number, came {value:g}")
+    if not 0 <= electronic < math.inf:
+        raise InputError(
+            f"{name}: expected electronic, a standard deviation in photons, of 0 or more, came {electronic:g}"
+        )
     grid, remarks = default_grid(geometry) if grid is None else grid, list(notes)
     if reference is not None and tuple(reference.shape) != (shape[0], *grid.shape):
         expected = (shape[0], *grid.shape)
@@ -123,6 +128,7 @@ def from_projections(
         darks=dark,
         gain=gain,
         photons=photons,
+        electronic=electronic,
         water=water,
         reference=reference,
         slice_spacing=slice_spacing,

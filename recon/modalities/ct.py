@@ -74,7 +74,7 @@ def choose_part(scan: CTScan, settings: Settings) -> Part | None:
     if settings.views is None and settings.angular_range is None and settings.dose is None:
         return None
     views = choose_views(scan.geometry, views=settings.views, angular_range=settings.angular_range)
-    return Part(views, 1.0 if settings.dose is None else settings.dose)
+    return Part(views) if settings.dose is None else Part(views, settings.dose, noise_of(scan))
 
 
 def undersample(scan: CTScan, part: Part, *, stream: tuple[int, ...]) -> CTScan:
