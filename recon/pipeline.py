@@ -23,7 +23,6 @@ from .calibrated import Calibration, load_calibration
 from .calibration import inflate
 from .checks import SAMPLES, Check, check_data_fit
 from .errors import InputError, MissingFileError
-from .io import cfl
 from .io.atomic import result_folder
 from .io.writers import ALL_NAMES
 from .methods import inputs_of, method_named
@@ -316,8 +315,8 @@ def _network_pixels(device: str) -> int:
 
 
 def _signature(path: Path | None) -> list[Any] | None:
-    """What tells a file from an edited one without reading it."""
+    """What tells a scan's files from edited ones without reading them."""
     if path is None:
         return None
-    files = cfl.pair(path) if cfl.matches(path) else (path,)
-    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = {file: file.stat() for file in io.files_of(path)}
+    return [(str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()]

@@ -313,8 +313,8 @@ def _sources(files: Sequence[str | Path], scans: Sequence[Scan], slices: tuple[i
         first, last = slices or (0, len(scan))
         if not 0 <= first < last <= len(scan):
             raise InputError(f"{path.name}: expected slices within 0:{len(scan)}, got {first}:{last}")
-        text = " ".join(f"{file} {value}" for file, value in sorted(checksums(path).items()))
-        digest = text.split()[-1] if len(text.split()) == 2 else hashlib.sha256(text.encode()).hexdigest()
+        sums = list(checksums(path).values())
+        digest = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
         found.append(Source(name, digest, (first, last), str(path)))
     twice = [s.name for s in found if sum(s.sha256 == other.sha256 for other in found) > 1]
     if twice:

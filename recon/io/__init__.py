@@ -1,7 +1,7 @@
 """Files in and out. `load` looks at what a file holds, not at what it is called.
 
 A new format is one module with `LAYOUT` (its name), `matches(path) -> bool` and `read(path)`, which returns a scan,
-and its line in FORMATS.
+and its line in FORMATS. If it reads more than the file that is named, it says what by `files(path)`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,8 @@ def load(path: str | Path) -> MRIScan | CTScan:
     """
     path = Path(path)
     try:
-        for layout in FORMATS if path.is_file() else (cfl,):  # a pair may be named where there is no file
-            if layout.matches(path):
-                return layout.read(path)
+        if layout := format_of(path):
+            return layout.read(path)
     except PermissionError as error:
         raise InputError(
             f"{path}: expected a file that may be read, came one that may not; change its permissions"
@@ -72,11 +71,27 @@ def load(path: str | Path) -> MRIScan | CTScan:
     if not path.exists():
         raise MissingFileError(f"{path}: expected a file, came a path where there is none; check its spelling")
     if path.is_dir():
-        if dicom_projections.matches(path):
-            return dicom_projections.read(path)
         raise InputError(f"{path}: expected a file, or a folder of DICOM projections, came another folder; name a file")
     known = ", ".join(layout.LAYOUT for layout in FORMATS)
     raise InputError(f"{path}: expected a scan as {known}; came a file whose content is none of these; convert it")
 
 
-__all__ = ["FORMATS", "Format", "dicom", "from_arrays", "from_projections", "load"]
+def format_of(path: Path) -> Format | None:
+    """The format of what is there, None if it is none of these."""
+    formats: tuple[Format, ...] = FORMATS if path.is_file() else (cfl,)  # a pair may be named where there is no file
+    if path.is_dir():
+        formats += (dicom_projections,)
+    return next((layout for layout in formats if layout.matches(path)), None)
+
+
+def files_of(path: str | Path) -> tuple[Path, ...]:
+    """Every file that a scan, or anything else that is read, is made of.
+
+    The files in a folder, both of a BART pair, a geometry file and the arrays that it names; else the file itself.
+    """
+    path = Path(path)
+    files = getattr(format_of(path), "files", None)
+    return (path,) if files is None else tuple(files(path))
+
+
+__all__ = ["FORMATS", "Format", "dicom", "files_of", "from_arrays", "from_projections", "load"]

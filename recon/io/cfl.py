@@ -46,6 +46,9 @@ def matches(path: Path) -> bool:
         return file.read(len(TITLE)) == TITLE.encode()
 
 
+files = pair
+
+
 def dimensions(path: str | Path) -> tuple[int, ...]:
     """The 16 dimensions in the header, checked against the size of the data.
 

@@ -47,6 +47,11 @@ def matches(path: Path) -> bool:
     return any(dicom.is_dicom(file) for file in path.iterdir() if file.is_file())
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """Those in a folder, or the archive."""
+    return tuple(sorted(file for file in path.rglob("*") if file.is_file())) if path.is_dir() else (path,)
+
+
 def read(path: Path) -> CTScan:
     """Read an axial scan.
 

@@ -49,6 +49,18 @@ class Scaled:
             return np.asarray(file["data"][index], np.float32) * np.float32(self.factor)
 
 
+def truth_of(path: Path) -> Path | None:
+    """The file of the ground truth beside that of the observations, if it is there."""
+    truth = path.with_name(path.name.replace("observation", "ground_truth"))
+    return truth if truth != path and truth.is_file() else None
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """What is read: the observations and their ground truth."""
+    truth = truth_of(path)
+    return (path,) if truth is None else (path, truth)
+
+
 def read(path: Path) -> CTScan:
     """Read observations, and the ground truth where its file stands beside; both stay on disk until asked for.
 
@@ -58,8 +70,8 @@ def read(path: Path) -> CTScan:
     shape = hdf5.shape_of(path, "data")
     assert shape is not None
     turns = (torch.arange(VIEWS, dtype=torch.float64) + 0.5) * math.pi / VIEWS
-    truth, reference = path.with_name(path.name.replace("observation", "ground_truth")), None
-    if truth != path and truth.is_file():
+    truth, reference = truth_of(path), None
+    if truth is not None:
         images = hdf5.shape_of(truth, "data")
         reference = None if images is None else Scaled(truth, images, LARGEST)
     return from_projections(

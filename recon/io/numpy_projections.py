@@ -19,7 +19,8 @@ from recon.io import geometry_file, numpy_array, tiff_array
 from recon.io.atomic import atomic
 
 LAYOUT = "NumPy or TIFF projections with a geometry file"
-KEYS = ("projections", "geometry", "flats", "darks", "reference")
+FRAMES = ("flats", "darks", "reference")
+KEYS = ("projections", "geometry", *FRAMES)
 
 
 def matches(path: Path) -> bool:
@@ -28,15 +29,30 @@ def matches(path: Path) -> bool:
         return True
     if not numpy_array.matches(path):
         return False
-    with path.open("rb") as file:
-        archive = file.read(4) == numpy_array.ZIP
-    if not archive:
+    if not is_archive(path):
         return path.with_suffix(".json").is_file() and not np.iscomplexobj(numpy_array.mapped(path))
     try:
         with zipfile.ZipFile(path) as members:
             return "projections.npy" in members.namelist()
     except zipfile.BadZipFile:
         return False
+
+
+def is_archive(path: Path) -> bool:
+    """Whether it is a .npz."""
+    with path.open("rb") as file:
+        return file.read(4) == numpy_array.ZIP
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """What is read: an archive; or projections, their geometry file and the arrays that it names."""
+    named = geometry_file.is_geometry(path)
+    if not named and is_archive(path):
+        return (path,)
+    geometry = path if named else path.with_suffix(".json")
+    entries = geometry_file.read_json(geometry)
+    projections = path.parent / entries["projections"] if named else path
+    return projections, geometry, *(path.parent / entries[key] for key in FRAMES if key in entries)
 
 
 def read(path: Path) -> CTScan:
@@ -54,9 +70,7 @@ def read(path: Path) -> CTScan:
         if "projections" not in entries:
             raise InputError(f"{path.name}: expected projections, the name of their file, came none; name it")
         return from_entries(entries, array(path.parent / entries["projections"]), path)
-    with path.open("rb") as file:
-        archive = file.read(4) == numpy_array.ZIP
-    if not archive:
+    if not is_archive(path):
         return from_entries(geometry_file.read_json(path.with_suffix(".json")), array(path), path)
     arrays = load_archive(path)
     if unknown := sorted(set(arrays) - set(KEYS)):
@@ -64,7 +78,7 @@ def read(path: Path) -> CTScan:
     if "geometry" not in arrays:
         raise InputError(f"{path.name}: expected geometry beside projections, came none; add it as JSON text")
     entries = geometry_file.parse(str(arrays["geometry"]), path.name)
-    frames = {key: arrays.get(key) for key in ("flats", "darks", "reference")}
+    frames = {key: arrays.get(key) for key in FRAMES}
     return geometry_file.scan_of(entries, slices(arrays["projections"], entries, path), name=path.stem, **frames)
 
 
@@ -80,7 +94,7 @@ def load_archive(path: Path) -> dict[str, np.ndarray]:
 
 def from_entries(entries: dict[str, Any], projections: np.ndarray, path: Path) -> CTScan:
     """The scan of projections and of the entries of a geometry file at path, or beside it."""
-    frames = {key: array(path.parent / entries[key]) for key in ("flats", "darks", "reference") if key in entries}
+    frames = {key: array(path.parent / entries[key]) for key in FRAMES if key in entries}
     for key in ("flats", "darks"):
         if key in frames and frames[key].ndim == 2:  # (frame, bin) of one slice
             frames[key] = frames[key][:, None]

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from recon.errors import InputError
-from recon.io import cfl
+from recon.io import files_of
 from recon.io.atomic import atomic
 
 if TYPE_CHECKING:
@@ -264,13 +264,13 @@ def run_record(
 
 
 def checksums(path: str | Path) -> dict[str, str]:
-    """File name -> SHA-256; a BART pair has two."""
+    """SHA-256 of every file of a scan (see recon.io.files_of), by its name in the folder that `path` is, or is in."""
     path = Path(path)
-    files = cfl.pair(path) if cfl.matches(path) else (path,)
     sums = {}
-    for file in files:
+    for file in files_of(path):
+        name = os.path.relpath(file, path if path in file.parents else path.parent)
         with file.open("rb") as stream:
-            sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            sums[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return sums
 
 
