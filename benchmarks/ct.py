@@ -12,14 +12,14 @@
 
 Nothing is tuned on these files. Every method runs by `recon.reconstruct` at its default setting, on one thread.
 Cells are kept one by one in a JSON lines file: an interrupted run continues. A cell is known by the options of its
-method and the weights of its prior, so that new ones are computed anew.
+method and the weights of its prior, so that new ones are computed anew. The report is of all cells that are kept,
+also where only some were asked for.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -38,6 +38,7 @@ from priors.library import names
 from recon.ct import CTScan
 from recon.ct_simulation import WATER, simulate_series
 from recon.errors import ReconError
+from recon.io.atomic import atomic
 from recon.methods import METHODS, inputs_of, options_of, own_prior, takes_prior
 from recon.result import Reconstruction
 
@@ -189,8 +190,8 @@ Cell = dict[tuple[str, str, str], dict[str, Any]]
 class Bench:
     """The cells of one study."""
 
-    def __init__(self, key: str, data: Path, cells: Cells, images: Path, *, computes: bool = True) -> None:
-        self.key, self.study, self.cells, self.computes = key, STUDIES[key], cells, computes
+    def __init__(self, key: str, data: Path, cells: Cells, images: Path) -> None:
+        self.key, self.study, self.cells = key, STUDIES[key], cells
         self.scans = {name: cache(load) for name, load in self.study.load(data).items()}
         self.pictures = Pictures(images / key)
 
@@ -200,27 +201,48 @@ class Bench:
         count = min(run.scans, study.scans.get(setting, len(self.scans)))
         return list(self.scans)[:count] if not run.settings or setting in run.settings else []
 
-    def cell(self, scan: str, setting: str, method: str) -> dict[str, Any]:
-        """Figures of one method on one scan, computed if they have not been."""
-        study, function = self.study, METHODS[method]
-        prior = own_prior(method, study.prior) if takes_prior(function) else None
-        samples = study.methods[method].samples if "rng" in inputs_of(function) else None
+    def all(self) -> list[tuple[str, str, str]]:
+        """(setting, method, scan) of every cell that is to be, setting by setting."""
+        return [
+            (setting, method, scan)
+            for setting in self.study.settings
+            for scan in self.scans
+            for method in self.study.methods
+            if scan in self.runs(setting, method)
+        ]
+
+    def of(self, setting: str, method: str, scan: str) -> dict[str, Any]:
+        """What a cell is known by."""
+        function = METHODS[method]
+        prior = own_prior(method, self.study.prior) if takes_prior(function) else None
+        samples = self.study.methods[method].samples if "rng" in inputs_of(function) else None
         of: dict[str, Any] = {"study": self.key, "scan": scan, "setting": setting, "method": method}
         of |= {"options": options_of(function), "samples": samples}
-        if prior is not None:
-            of |= {"prior": prior, "weights": priors.load(prior).card["sha256"][:12]}
+        return of if prior is None else of | {"prior": prior, "weights": priors.load(prior).card["sha256"][:12]}
+
+    def kept(self) -> Cell:
+        """All cells that have been computed."""
+        cells = {key: self.cells.done.get(Cells.key(**self.of(*key))) for key in self.all()}
+        return {key: cell for key, cell in cells.items() if cell}
+
+    def compute(self, setting: str, method: str, scan: str) -> None:
+        """The figures of one method on one scan, if they have not been computed."""
+        study, of = self.study, self.of(setting, method, scan)
         settings, methods = study.pictured
         pictured = scan == next(iter(self.scans)) and setting in settings and method in methods
-        if not self.computes:
-            return self.cells.done.get(Cells.key(**of), {})
         if pictured and not self.pictures.has(setting, method):
             self.cells.done.pop(Cells.key(**of), None)
 
-        def compute() -> dict[str, Any]:
+        def figures() -> dict[str, Any]:
             given = self.scans[scan]()
             try:
                 result = recon.reconstruct(
-                    given, method=method, samples=samples, prior=prior, check=False, **study.settings[setting]
+                    given,
+                    method=method,
+                    samples=of["samples"],
+                    prior=of.get("prior"),
+                    check=False,
+                    **study.settings[setting],
                 )
             except ReconError as error:
                 return {"error": str(error)}
@@ -229,25 +251,13 @@ class Bench:
             cost = {"seconds": result.run["timings_s"]["method"], "evaluations": result.run["evaluations"]}
             return study.score(given, result) | cost
 
-        found = self.cells.get(compute, **of)
-        figures = {key: round(value, 3) for key, value in found.items() if isinstance(value, float)}
-        print(self.key, scan, setting, method, figures or found, flush=True)
-        return found
+        found = self.cells.get(figures, **of)
+        rounded = {key: round(value, 3) for key, value in found.items() if isinstance(value, float)}
+        print(self.key, scan, setting, method, rounded or found, flush=True)
 
-    def all(self, methods: Collection[str], settings: Collection[str], scans: Collection[str]) -> Cell:
-        """All of these that are to be run, setting by setting."""
-        cells = {
-            (setting, method, scan): self.cell(scan, setting, method)
-            for setting in self.study.settings
-            for scan in self.scans
-            for method in self.study.methods
-            if method in methods and setting in settings and scan in scans and scan in self.runs(setting, method)
-        }
-        return {key: cell for key, cell in cells.items() if cell}
-
-    def report(self, cells: Cell) -> str:
+    def report(self) -> str:
         """Tables in Markdown: every figure over settings and methods; then all methods, where some ran on one scan."""
-        study = self.study
+        study, cells = self.study, self.kept()
         parts = [f"## {study.title}", study.text]
         for figure, (title, digits) in study.figures.items():
             rows = {}
@@ -307,7 +317,7 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES))
@@ -317,17 +327,22 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=RESULTS / "ct.md")
     parser.add_argument("--tables", action="store_true", help="of the cells that are there; compute none")
     parser.add_argument("--images", type=Path, default=Path("runs/ct"), help="where pictured images are kept")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(1)
-    reports, cells = [], Cells(arguments.cells)
+    asked = arguments.settings, arguments.methods, arguments.scans
+    cells = Cells(arguments.cells)
     for key in arguments.only:
-        bench = Bench(key, arguments.data, cells, arguments.images, computes=not arguments.tables)
-        methods, settings = arguments.methods or bench.study.methods, arguments.settings or bench.study.settings
-        reports.append(bench.report(bench.all(methods, settings, arguments.scans or bench.scans)))
+        bench = Bench(key, arguments.data, cells, arguments.images)
+        for cell in [] if arguments.tables else bench.all():
+            if all(some is None or name in some for some, name in zip(asked, cell, strict=True)):
+                bench.compute(*cell)
         bench.pictures.draw(arguments.report.with_name(f"ct-{key}.png"), *bench.study.pictured, gray=bench.study.gray)
+    cells = Cells(arguments.cells)  # with those that others have computed meanwhile
+    reports = [Bench(key, arguments.data, cells, arguments.images).report() for key in STUDIES]
     machine = f"{peers.machine()['cpu']}, torch {torch.__version__}"
-    command = f"python -m benchmarks.ct {' '.join(sys.argv[1:])}".strip()
-    arguments.report.write_text(f"# CT\n\n`{command}`, {machine}, one thread. Empty: not run.\n\n" + "\n".join(reports))
+    title = f"# CT\n\n`python -m benchmarks.ct`, {machine}, one thread. Empty: not run.\n\n"
+    with atomic(arguments.report, overwrite=True) as temporary:
+        temporary.write_text(title + "\n".join(reports))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The segmentation score of benchmarks.ct_scores."""
+"""The segmentation score of benchmarks.ct_scores, and what benchmarks.ct reports."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ct_scans import fan_scan
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.ct_scores import matthews, otsu
+from benchmarks import ct
+from benchmarks.ct_scores import all_views, matthews, otsu
 
 
 def test_otsu_finds_the_threshold_that_separates_best() -> None:
@@ -42,3 +44,41 @@ def test_matthews_is_that_of_the_confusion_matrix() -> None:
     assert matthews(truth, truth) == pytest.approx(1)
     assert matthews(truth, ~truth) == pytest.approx(-1)
     assert matthews(truth, torch.ones_like(truth)) == 0
+
+
+def study(title: str) -> ct.Study:
+    """Ellipses by two methods from two parts of their views."""
+    return ct.Study(
+        title=title,
+        text="",
+        load=lambda data: {"ellipses": fan_scan},
+        settings={f"{views} views": {"views": views} for views in (30, 45)},
+        scans={},
+        methods={"fbp": ct.Run(), "cgls": ct.Run()},
+        prior="",
+        truth=all_views,
+        score=lambda scan, result: {"psnr": result.metrics["psnr"]},
+        figures={"psnr": ("PSNR in dB", 2)},
+        pictured=(("30 views",), ("no such method",)),
+        gray=(0.0, 1.0),
+    )
+
+
+def test_a_part_of_the_cells_is_computed_and_all_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ct, "STUDIES", {"a": study("First"), "b": study("Second")})
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    cells, report = tmp_path / "cells.jsonl", tmp_path / "ct.md"
+
+    def run(*words: str) -> tuple[int, str]:
+        ct.main([*words, "--cells", str(cells), "--report", str(report), "--images", str(tmp_path / "images")])
+        return len(cells.read_text().splitlines()), report.read_text()
+
+    count, part = run("--only", "b", "--methods", "fbp", "--settings", "30 views")
+    assert count == 1
+    assert "cgls" not in part
+    count, whole = run()
+    assert count == 8
+    assert whole.count("| 30 views (1) |") == whole.count("| 45 views (1) |") == 2
+    for words in (["--only", "b"], ["--methods", "fbp"], ["--settings", "45 views", "--scans", "none"], ["--tables"]):
+        assert run(*words) == (8, whole)
+    assert {path.name for path in tmp_path.iterdir()} == {cells.name, report.name}
