@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
+
+_MANY = 0.05  # of the counts: so many that are too low leave their mark on an image
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,12 @@ def line_integrals(
     Raises
     ------
     InputError
-        If shapes differ, values are not finite, least is not positive, or no bin is alive.
+        If shapes differ, values are not finite, least is not positive, or no bin of a slice is alive, or above `least`.
+
+    Warns
+    -----
+    UserWarning
+        If more than 5 % of the counts of live bins were below `least`.
     """
     for name, frames in (("flats", flats), ("darks", darks)):
         if frames is not None and (frames.ndim != 3 or frames.shape[1:] != (counts.shape[0], counts.shape[-1])):
@@ -78,6 +86,7 @@ def line_integrals(
     zero = int(((signal <= 0) & alive[:, None]).sum())
     signal = torch.where(low, least, signal)
     values = interpolate_bins(-torch.log(signal.clamp(min=least) / blank.clamp(min=least)[:, None]), ~alive)
+    _check_counts(signal, alive, low, least)
     notes = []
     if bool(low.any()):
         notes.append(
@@ -88,6 +97,23 @@ def line_integrals(
         notes.append(f"{int((~alive).sum())} bins are dead (flats not above darks) and were interpolated.")
     dead = ~alive[:, None].expand_as(counts)
     return LineIntegrals(values, signal * ~dead, blank * alive, background, low | dead, tuple(notes))
+
+
+def _check_counts(signal: Tensor, alive: Tensor, low: Tensor, least: float) -> None:
+    """Of live bins (slice, bin): is any count (slice, view, bin) above `least`, and are few too low?"""
+    believed = ((signal > least) & alive[:, None]).flatten(1).any(1)
+    if not bool(believed.all()):
+        raise InputError(
+            f"projections: expected counts of more than {least:g} above the darks, got none in slice "
+            f"{int((~believed).nonzero()[0])}; are they counts, and of the same scan as flats and darks?"
+        )
+    part = float(low.sum()) / (int(alive.sum()) * low.shape[1])
+    if part > _MANY:
+        warnings.warn(
+            f"{100 * part:.0f} % of the counts were below {least:g} above the darks and were taken as {least:g}: line "
+            "integrals there are too small; check flats and darks, or use transmission, which takes no logarithm",
+            stacklevel=3,
+        )
 
 
 def interpolate_bins(sinogram: Tensor, dead: Tensor) -> Tensor:
@@ -310,17 +336,24 @@ def to_hu(image: Tensor, water: float) -> Tensor:
     Raises
     ------
     InputError
-        If water (1/mm) is not between 0.005 and 0.2, about its values at 2 MeV and 14 keV.
+        As `checked_water`.
     """
-    return 1000 * (image / _water(water) - 1)
+    return 1000 * (image / checked_water(water) - 1)
 
 
 def from_hu(hu: Tensor, water: float) -> Tensor:
     """Hounsfield units to attenuation in 1/mm; below -1000 it is negative. Raises as `to_hu`."""
-    return _water(water) * (1 + hu / 1000)
+    return checked_water(water) * (1 + hu / 1000)
 
 
-def _water(water: float) -> float:
+def checked_water(water: float) -> float:
+    """The attenuation of water in 1/mm, as it is.
+
+    Raises
+    ------
+    InputError
+        If it is not between 0.005 and 0.2, about its values at 2 MeV and 14 keV.
+    """
     if not 5e-3 < water < 0.2:
         raise InputError(f"water: expected an attenuation in 1/mm, such as 0.02, got {water:g}; is it in 1/cm or 1/m?")
     return water

@@ -55,7 +55,8 @@ def test_counts_become_line_integrals() -> None:
 
 def test_zero_and_negative_counts_are_bounded_and_counted() -> None:
     counts = torch.tensor([[[1000.0, 100.0, 50.0, 100.5, 200.0]]])  # dark 100
-    found = line_integrals(counts, torch.full((1, 1, 5), 1100.0), torch.full((1, 1, 5), 100.0))
+    with pytest.warns(UserWarning, match="60 % of the counts were below 1 above the darks"):
+        found = line_integrals(counts, torch.full((1, 1, 5), 1100.0), torch.full((1, 1, 5), 100.0))
     assert found.replaced.tolist() == [[[False, True, True, True, False]]]
     assert torch.allclose(found.values[0, 0, 1:4], torch.tensor(math.log(1000)))  # one count of 1000
     assert "3 of 5 counts" in found.notes[0]
@@ -63,9 +64,20 @@ def test_zero_and_negative_counts_are_bounded_and_counted() -> None:
     assert found.values.isfinite().all()
 
 
+@pytest.mark.filterwarnings("error")
 def test_transmissions_below_1_are_bounded_too() -> None:
-    found = line_integrals(torch.tensor([[[0.5, 0.0, 1.0]]]), torch.ones(1, 1, 3))
-    assert found.values.flatten().tolist() == pytest.approx([math.log(2), math.log(1e4), 0])
+    transmissions = torch.ones(1, 8, 3)  # one of 24 is too low: not yet worth a warning
+    transmissions[0, 0, :2] = torch.tensor([0.5, 0.0])
+    found = line_integrals(transmissions, torch.ones(1, 1, 3))
+    assert found.values[0, 0].tolist() == pytest.approx([math.log(2), math.log(1e4), 0])
+
+
+@pytest.mark.parametrize("count", [0.0, -5.0, 1.0])
+def test_counts_that_say_nothing_of_a_slice_are_refused(count: float) -> None:
+    counts = torch.full((2, 3, 4), 500.0)
+    counts[1] = count
+    with pytest.raises(InputError, match="more than 1 above the darks, got none in slice 1"):
+        line_integrals(counts, torch.full((1, 2, 4), 1000.0))
 
 
 def test_dead_bins_are_interpolated_and_counted() -> None:
