@@ -51,6 +51,21 @@ _COMMON = {
     *("axes", "counts", "flat", "gain", "photons", "electronic", "water", "slice_spacing", "header", "notes"),
 }
 _NUMBERS = ("gain", "photons", "electronic", "water", "slice_spacing")
+_LENGTHS = ("bin_size", "detector_offset", "rotation_offset", "rotation_centre", "source_to_axis", "source_to_detector")
+_FILES = ("projections", "flats", "darks", "reference")
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys((*_NUMBERS, *_LENGTHS, "flat", "start", "stop"), ((int, float), "a number")),
+    **dict.fromkeys((*_FILES, "beam", "axes"), ((str,), "a text")),
+    **dict.fromkeys(("bins", "views"), ((int,), "a whole number")),
+    **dict.fromkeys(("angles", "detector", "bin_step", "source", "direction"), ((list,), "a list of numbers")),
+    "angles_degrees": ((list, dict), 'a list of numbers or {"start", "stop", "views"}'),
+    "image_shape": ((list,), "[y, x] in pixels"),
+    "image_centre": ((list,), "[y, x] in mm"),
+    "pixel_size": ((int, float, list), "a number or [y, x] in mm"),
+    "counts": ((bool,), "true or false"),
+    "header": ((dict,), "an object of texts"),
+    "notes": ((list,), "a list of texts"),
+}
 
 
 def is_geometry(path: Path) -> bool:
@@ -85,12 +100,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
-    """A JSON object.
+    """A JSON object, whose entries are of the kinds that a geometry has.
 
     Raises
     ------
     InputError
-        If it is none.
+        If it is none, or one of its entries is of another kind.
     """
     try:
         entries = json.loads(text)
@@ -98,7 +113,16 @@ def parse(text: str, name: str) -> dict[str, Any]:
         raise InputError(f"{name}: expected a geometry as JSON, came a text that is not ({error})") from error
     if not isinstance(entries, dict):
         raise InputError(f"{name}: expected a geometry as a JSON object, came a {type(entries).__name__}")
+    check_kinds(entries, name)
     return entries
+
+
+def check_kinds(entries: Mapping[str, Any], name: str) -> None:
+    """Raise InputError if an entry is a text where a number belongs, or the like."""
+    for key, value in entries.items():
+        kinds, what = _KINDS.get(key, ((type(value),), ""))
+        if type(value) not in kinds:  # true is no number
+            raise InputError(f"{name}: expected {key} as {what}, came {json.dumps(value)[:60]}")
 
 
 def scan_of(
@@ -119,15 +143,16 @@ def scan_of(
     """
     shape = tuple(projections.shape)
     geometry = geometry_of(entries, bins=shape[-1], name=name)
-    counts = bool(entries.get("counts", False))
-    if counts and flats is None and "flat" in entries:
+    if flats is not None and "flat" in entries:
+        raise InputError(f"{name}: expected flat or flats, came both; leave one of them out")
+    if "flat" in entries:
         flats = torch.full((1, shape[0], shape[-1]), float(entries["flat"]))
     numbers = {key: float(entries[key]) for key in _NUMBERS if key in entries}
     return from_projections(
         projections,
         geometry,
         grid=grid_of(entries, name),
-        is_counts=counts,
+        is_counts=entries.get("counts", False),
         flats=flats,
         darks=darks,
         gain=numbers.get("gain"),
@@ -137,7 +162,7 @@ def scan_of(
         slice_spacing=numbers.get("slice_spacing", 1.0),
         reference=reference,
         name=name,
-        header={str(key): str(text) for key, text in dict(entries.get("header", {})).items()},
+        header={str(key): str(text) for key, text in entries.get("header", {}).items()},
         notes=[str(note) for note in entries.get("notes", ())],
     )
 
@@ -162,7 +187,7 @@ def geometry_of(entries: Mapping[str, Any], *, bins: int, name: str) -> Geometry
         raise InputError(
             f"{name}: unknown in a {beam} geometry: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
         )
-    bins = int(entries.get("bins", bins))
+    bins = entries.get("bins", bins)
     try:
         if beam == "vectors":
             vectors = {
@@ -199,7 +224,7 @@ def geometry_of(entries: Mapping[str, Any], *, bins: int, name: str) -> Geometry
         raise InputError(f"{name}: expected {error.args[0]} in a {beam} geometry, came none; add it") from error
     except InputError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # whatever lists lead torch to
         raise InputError(f"{name}: {error}") from error
 
 
@@ -213,9 +238,8 @@ def angles_of(entries: Mapping[str, Any], name: str) -> torch.Tensor:
     if not isinstance(degrees, dict):
         found = torch.tensor(degrees, dtype=torch.float64)
     elif set(degrees) == {"start", "stop", "views"}:
-        found = torch.linspace(
-            float(degrees["start"]), float(degrees["stop"]), int(degrees["views"]), dtype=torch.float64
-        )
+        check_kinds(degrees, f"{name}: angles_degrees")
+        found = torch.linspace(degrees["start"], degrees["stop"], degrees["views"], dtype=torch.float64)
     else:
         raise InputError(f"{name}: expected angles_degrees of start, stop and views, came {', '.join(degrees)}")
     return radians(found, name)
@@ -223,17 +247,22 @@ def angles_of(entries: Mapping[str, Any], name: str) -> torch.Tensor:
 
 def grid_of(entries: Mapping[str, Any], name: str) -> Grid | None:
     """The pixels, None if the entries do not give them."""
-    if not {"image_shape", "pixel_size"} & set(entries):
+    given = {"image_shape", "pixel_size", "image_centre"} & set(entries)
+    if not given:
         return None
+    if not {"image_shape", "pixel_size"} <= given:
+        raise InputError(
+            f"{name}: expected image_shape and pixel_size together, came {' and '.join(sorted(given))} alone"
+        )
     try:
-        y, x = (int(n) for n in entries["image_shape"])
         size = entries["pixel_size"]
-        pixel = (float(size[0]), float(size[1])) if isinstance(size, list) else float(size)
-        centre_y, centre_x = (float(n) for n in entries.get("image_centre", (0.0, 0.0)))
-        return Grid((y, x), pixel, (centre_y, centre_x))
-    except KeyError as error:
-        raise InputError(f"{name}: expected image_shape and pixel_size together, came one of them") from error
-    except (ValueError, TypeError, IndexError) as error:
+        y, x = entries["image_shape"]
+        pixel_y, pixel_x = size if isinstance(size, list) else (size, size)
+        centre_y, centre_x = entries.get("image_centre", (0.0, 0.0))
+        if (type(y), type(x)) != (int, int):
+            raise ValueError(f"came image_shape {[y, x]}")
+        return Grid((y, x), (float(pixel_y), float(pixel_x)), (float(centre_y), float(centre_x)))
+    except (ValueError, TypeError) as error:
         raise InputError(f"{name}: expected image_shape [y, x] and pixel_size in mm; {error}") from error
 
 

@@ -15,6 +15,7 @@ from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam
 from recon.ct import CTScan
 from recon.errors import InputError
 from recon.mri import SliceArray
+from recon.projections import checked_water
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def from_projections(
     ------
     InputError
         Wrong axes or axes that disagree with the geometry (says which), complex or boolean data, counts without flats,
-        flats of another shape, NaNs (when their slice is read), a number that should be positive.
+        flats without counts or of another shape, NaNs (when their slice is read), a number that should be positive,
+        water out of the range of `checked_water`.
     """
     shape = tuple(projections.shape)
     if len(shape) != 3 or 0 in shape:
@@ -103,7 +105,12 @@ def from_projections(
             )
     if is_counts and flats is None:
         raise InputError(f"{name}: expected flats (counts without object) beside counts, came none; measure them")
-    numbers = {"gain": gain, "photons": photons, "water": water, "slice_spacing": slice_spacing}
+    if not is_counts and (given := [what for what, values in frames.items() if values is not None]):
+        raise InputError(
+            f"{name}: expected {' and '.join(given)} beside counts only, came line integrals; say that these are "
+            f"counts (counts true), or leave out {' and '.join(given)}"
+        )
+    numbers = {"gain": gain, "photons": photons, "slice_spacing": slice_spacing}
     for what, value in numbers.items():
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name}: expected {what} as a positive number, came {value:g}")
@@ -111,6 +118,11 @@ def from_projections(
         raise InputError(
             f"{name}: expected electronic, a standard deviation in photons, of 0 or more, came {electronic:g}"
         )
+    if water is not None:
+        try:
+            checked_water(water)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
     grid, remarks = default_grid(geometry) if grid is None else grid, list(notes)
     if reference is not None and tuple(reference.shape) != (shape[0], *grid.shape):
         expected = (shape[0], *grid.shape)
