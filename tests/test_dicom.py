@@ -100,6 +100,21 @@ def test_mixed_slices(tmp_path: Path, values: dict[str, Any], said: str) -> None
         read_images(tmp_path)
 
 
+@pytest.mark.parametrize("element", ["PixelSpacing", "ImageOrientationPatient"])
+def test_images_that_do_not_say_where_they_are(tmp_path: Path, element: str) -> None:
+    series(tmp_path)
+    (path,) = (p for p in tmp_path.glob("*.dcm") if pydicom.dcmread(p).InstanceNumber == 3)
+    for value in (None, [1, 0, 0]):
+        change(path, **{element: value})
+        with pytest.raises(InputError, match=rf"expected {element} .* instance 3 came with"):
+            read_images(tmp_path)
+    dataset = pydicom.dcmread(path)
+    delattr(dataset, element)
+    dataset.save_as(path)
+    with pytest.raises(InputError, match=rf"expected {element} .* instance 3 came with none"):
+        read_images(tmp_path)
+
+
 def test_one_of_two_series_by_name(tmp_path: Path) -> None:
     series(tmp_path / "a", SeriesInstanceUID="1.2.3")
     series(tmp_path / "b", places=(0, 1), SeriesInstanceUID="1.2.4")

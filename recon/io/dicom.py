@@ -19,6 +19,8 @@ from recon.errors import InputError, MissingFileError
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 PROJECTION_ANGLE = (0x7031, 0x1001)  # is there in DICOM-CT-PD files alone
+PLACE = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
+"""What every image must say of its place, and in how many numbers."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ def read_images(path: str | Path, *, series: str | None = None, gaps: bool = Fal
     MissingFileError
         If nothing is there.
     InputError
-        Several series; no CT images; slices of several sizes, orientations or frames of reference; two at one place;
-        a gap where slices are missing (unless `gaps`); a rescale type that is not HU.
+        Several series; no CT images; an image without an element of `PLACE`; slices of several sizes, orientations or
+        frames of reference; two at one place; a gap where slices are missing (unless `gaps`); a rescale type that is
+        not HU.
     """
     path = Path(path)
     found: dict[str, list[Any]] = defaultdict(list)
@@ -132,6 +135,7 @@ def read_images(path: str | Path, *, series: str | None = None, gaps: bool = Fal
 
 def stack(slices: Sequence[Any], *, name: str, gaps: bool = False) -> CTImages:
     """One series, sorted and checked; errors as in `read_images`."""
+    _placed(slices, name)
     first = slices[0]
     _same(slices, name, "size", lambda d: (int(d.Rows), int(d.Columns)))
     _same(slices, name, "pixel size", lambda d: tuple(round(float(v), 4) for v in d.PixelSpacing))
@@ -211,6 +215,17 @@ def hounsfield(dataset: Any) -> np.ndarray:
         high = int(dataset.get("PixelPaddingRangeLimit", low))
         hu[(stored >= min(low, high)) & (stored <= max(low, high))] = -1000
     return hu
+
+
+def _placed(slices: Sequence[Any], name: str) -> None:
+    for dataset in slices:
+        for element, count in PLACE.items():
+            value = dataset.get(element)
+            if value is None or np.size(value) != count:
+                raise InputError(
+                    f"{name}: expected {element} ({count} number{'s' * (count > 1)}) in every image, instance "
+                    f"{dataset.get('InstanceNumber')} came with {'none' if value is None else value}; take it out"
+                )
 
 
 def _same(slices: Sequence[Any], name: str, what: str, value: Callable[[Any], Any]) -> None:
