@@ -40,16 +40,24 @@ def photon_counts(line_integrals: Tensor, photons: float | Tensor, *, seed: Seed
     Raises
     ------
     InputError
-        If photons is not positive, or electronic negative.
+        If photons are not above 0 and at most 1e18 (whole numbers end there), electronic is negative, or a seed.
     """
-    level = torch.as_tensor(photons, dtype=torch.float64)
-    if not bool((level > 0).all()) or electronic < 0:
-        raise InputError(f"expected photons > 0 and electronic >= 0, got {float(level.min()):g} and {electronic:g}")
+    level = _checked_photons(photons, electronic)
     rng, expected = _generator(seed), level * torch.exp(-line_integrals.double().cpu())
     counts = rng.poisson(expected.numpy()).astype(np.float64)
     if electronic > 0:
         counts += electronic * rng.standard_normal(counts.shape)
     return torch.from_numpy(counts).to(line_integrals)
+
+
+def _checked_photons(photons: float | Tensor, electronic: float) -> Tensor:
+    level = torch.as_tensor(photons, dtype=torch.float64)
+    wrong = level[~((level > 0) & (level <= 1e18))]
+    if len(wrong):
+        raise InputError(f"photons: expected a number above 0, at most 1e18, got {float(wrong[0]):g}")
+    if not 0 <= electronic < math.inf:
+        raise InputError(f"electronic: expected a standard deviation in photons, 0 or more, got {electronic:g}")
+    return level
 
 
 def thin(counts: Tensor, fraction: float, *, seed: Seed, gain: float = 1.0) -> Tensor:
@@ -156,7 +164,8 @@ def simulate(
     InputError
         If shapes do not fit, or a number is out of its range.
     """
-    ratio = _ratio(hu, grid)
+    ratio, seeds = _ratio(hu, grid), _seeds(seed)
+    _checked_photons(photons, electronic)
     if sub_bins < 1 or sub_views < 1:
         raise InputError(f"expected sub_bins and sub_views of at least 1, got {sub_bins} and {sub_views}")
     notes = [
@@ -172,7 +181,6 @@ def simulate(
     sizes = tuple(size / n for size, n in zip(grid.pixel_sizes, ratio, strict=True))
     fine = Grid((image.shape[-2], image.shape[-1]), (sizes[0], sizes[1]), grid.centre)
     clean = strip_integrals(image, geometry, fine, sub_bins=sub_bins, sub_views=sub_views)
-    seeds = _seeds(seed)
     counts = torch.stack(
         [photon_counts(p, photons, seed=(*seeds, i), electronic=electronic) for i, p in enumerate(clean)]
     )
@@ -221,6 +229,8 @@ def simulate_series(
     first, last = slices or (0, len(images.hu))
     if not 0 <= first < last <= len(images.hu):
         raise InputError(f"slices: expected FIRST:LAST within 0:{len(images.hu)}, got {first}:{last}")
+    if min(shape) < 1:
+        raise InputError(f"shape: expected (y, x) of at least 1 pixel, got {shape}")
     y, x = (n * size / m for n, size, m in zip(images.hu.shape[1:], images.pixel_size, shape, strict=True))
     grid, name = Grid(shape, (y, x)), Path(path).name.split(".")[0]
     scan = simulate(
@@ -307,16 +317,24 @@ def _ratio(hu: Tensor, grid: Grid) -> tuple[int, int]:
     if hu.ndim != 3 or hu.is_complex() or not bool(hu.isfinite().all()):
         raise InputError(f"hu: expected a finite image (slice, y, x), got {hu.dtype} of shape {tuple(hu.shape)}")
     y, x = (n // m for n, m in zip(hu.shape[1:], grid.shape, strict=True))
-    if (y * grid.shape[0], x * grid.shape[1]) != tuple(hu.shape[1:]) or (min(y, x) == 1) != (max(y, x) == 1):
+    if (y * grid.shape[0], x * grid.shape[1]) != tuple(hu.shape[1:]):
         raise InputError(
             f"grid: expected a shape that divides that of the image, {tuple(hu.shape[1:])}, got {tuple(grid.shape)}; "
             "pad or crop the image"
+        )
+    if (y == 1) != (x == 1):
+        raise InputError(
+            f"grid: expected a shape coarser than that of the image, {tuple(hu.shape[1:])}, along both axes or along "
+            f"none, got {tuple(grid.shape)}; change it along the other axis as well"
         )
     return y, x
 
 
 def _seeds(seed: Seed) -> tuple[int, ...]:
-    return (seed,) if isinstance(seed, int) else tuple(seed)
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    if any(part < 0 for part in seeds):
+        raise InputError(f"seed: expected 0 or more, got {seed}")
+    return seeds
 
 
 def _generator(seed: Seed) -> np.random.Generator:

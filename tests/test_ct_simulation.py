@@ -10,7 +10,7 @@ import torch
 from operators.ct import FanBeam, Grid, ParallelBeam, ViewVectors, XRay
 from recon.ct import CTScan, logarithm, noise_of
 from recon.ct_simulation import WATER, low_dose, photon_counts, simulate, strip_integrals, thin
-from recon.errors import InputError
+from recon.errors import InputError, ReconError
 from recon.io import from_projections
 
 N = 200_000  # samples: variances are known to sqrt(2 / N) = 0.3 %, tests allow 4 times that
@@ -50,10 +50,14 @@ def test_numbers_out_of_range() -> None:
     for fraction in (0, 1.1, -1):
         with pytest.raises(InputError, match="fraction"):
             thin(torch.ones(3), fraction, seed=0)
-    with pytest.raises(InputError, match="photons"):
-        photon_counts(torch.ones(3), 0.0, seed=0)
-    with pytest.raises(InputError, match="electronic"):
-        photon_counts(torch.ones(3), 10.0, seed=0, electronic=-1)
+    for photons in (0.0, 1e30, math.nan):
+        with pytest.raises(InputError, match="photons"):
+            photon_counts(torch.ones(3), photons, seed=0)
+    for electronic in (-1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match="electronic"):
+            photon_counts(torch.ones(3), 10.0, seed=0, electronic=electronic)
+    with pytest.raises(InputError, match="seed: expected 0 or more, got -1"):
+        photon_counts(torch.ones(3), 10.0, seed=-1)
 
 
 GEOMETRY = ParallelBeam(torch.arange(40, dtype=torch.float64) * math.pi / 40, 64, 1.0)
@@ -193,6 +197,8 @@ def test_what_cannot_be_simulated() -> None:
     assert any("below -1000" in note for note in scan.notes)
     with pytest.raises(InputError, match="divides"):
         simulate(hu, GEOMETRY, Grid((48, 48), 1.0), photons=1e5, seed=0)
+    with pytest.raises(InputError, match="along both axes or along none"):
+        simulate(hu, GEOMETRY, Grid((64, 32), 1.0), photons=1e5, seed=0)
     with pytest.raises(InputError, match="finite"):
         simulate(hu * math.nan, GEOMETRY, grid, photons=1e5, seed=0)
     with pytest.raises(InputError, match="1/mm"):
@@ -244,3 +250,34 @@ def test_a_series_becomes_a_scan_on_the_command_line(tmp_path: Path) -> None:
     # the same object; three angles in steps of 15 degrees make another model of it
     assert 1e-3 < float((own - data).norm() / data.norm()) < 0.2
     assert float(data[..., [0, -1]].abs().max()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "there.npz"], "came an existing one"),
+        (["--out", "scan.h5"], "ends in .npz"),
+        (["--electronic", "nan"], "electronic: expected"),
+        (["--photons", "1e30"], "photons: expected"),
+        (["--seed", "-1"], "seed: expected 0 or more"),
+        (["--shape", "8,4"], "along both axes or along none"),
+        (["--shape", "0,8"], "at least 1 pixel"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    from typer.testing import CliRunner
+
+    from recon import ct_simulation
+    from recon.cli import app
+    from recon.io.dicom_writer import write_series
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ct_simulation, "strip_integrals", None)  # the work
+    write_series("series", disc_hu(8, 8.0), voxel_size=(2.0, 8.0, 8.0))
+    Path("there.npz").touch()
+    result = CliRunner().invoke(app, ["simulate-ct", "series", "--shape", "8,8", *arguments])
+    assert isinstance(result.exception, ReconError)
+    assert said in str(result.exception)
+    assert not Path("scan.npz").exists()

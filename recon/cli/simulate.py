@@ -62,8 +62,9 @@ def simulate_ct(
 ) -> None:
     """Simulate a CT scan of images in HU, by a finer model than any that reconstructs."""
     from ..ct_simulation import simulate_series
-    from ..io.numpy_projections import write
+    from ..io.numpy_projections import check_target, write
 
+    check_target(out, overwrite=overwrite)
     scan = simulate_series(
         images,
         shape=parse_shape(shape),

@@ -34,12 +34,7 @@ def atomic(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         If the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    with writing(path):
-        exists = path.exists()
-    if exists and not overwrite:
-        raise ResultExistsError(
-            f"{path}: expected no such file yet, came an existing one; overwrite it or choose another name"
-        )
+    refuse_existing(path, overwrite=overwrite)
     temporary = path.with_name(f"{PREFIX}{os.getpid()}-{path.name}")  # the ending stays: some libraries look at it
     try:
         with writing(path):
@@ -51,6 +46,16 @@ def atomic(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # most often it has its own name by now, or was never made
             temporary.unlink()
+
+
+def refuse_existing(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise ResultExistsError if a file is there and not to be overwritten, WriteError if its folder cannot be seen."""
+    with writing(Path(path)):
+        exists = Path(path).exists()
+    if exists and not overwrite:
+        raise ResultExistsError(
+            f"{path}: expected no such file yet, came an existing one; overwrite it or choose another name"
+        )
 
 
 @contextmanager

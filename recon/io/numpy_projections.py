@@ -16,7 +16,7 @@ import numpy as np
 from recon.ct import CTScan
 from recon.errors import InputError, MissingFileError
 from recon.io import geometry_file, numpy_array, tiff_array
-from recon.io.atomic import atomic
+from recon.io.atomic import atomic, refuse_existing
 
 LAYOUT = "NumPy or TIFF projections with a geometry file"
 FRAMES = ("flats", "darks", "reference")
@@ -118,6 +118,13 @@ def slices(projections: np.ndarray, entries: dict[str, Any], path: Path) -> np.n
     return projections.swapaxes(0, 1) if axes.startswith("view") and projections.ndim == 3 else projections
 
 
+def check_target(path: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a name that `write` would refuse, before a long simulation; errors as there."""
+    if Path(path).suffix != ".npz":
+        raise InputError(f"{path}: expected a name that ends in .npz, came another; change it")
+    refuse_existing(path, overwrite=overwrite)
+
+
 def write(path: str | Path, scan: CTScan, *, overwrite: bool = False) -> None:
     """Write a scan as a .npz that `read` gives back.
 
@@ -128,8 +135,7 @@ def write(path: str | Path, scan: CTScan, *, overwrite: bool = False) -> None:
     ResultExistsError, WriteError
         If the file is there and `overwrite` is not set; if it cannot be written.
     """
-    if Path(path).suffix != ".npz":
-        raise InputError(f"{path}: expected a name that ends in .npz")
+    check_target(path, overwrite=overwrite)
     arrays = {
         "projections": np.asarray(scan.projections[:], np.float32),
         "geometry": np.asarray(json.dumps(geometry_file.entries_of(scan))),
