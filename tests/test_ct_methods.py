@@ -270,6 +270,17 @@ def test_other_scans_are_refused_by_name(name: str) -> None:
         METHODS[name]("a scan of another kind")
 
 
+def test_options_without_meaning_are_refused() -> None:
+    given = scan()
+    for relaxation in (0.0, 2.0, 9.0, math.nan):
+        with pytest.raises(InputError, match="relaxation above 0 and below 2"):
+            os_sart(given, relaxation=relaxation)
+    for method in (pwls, transmission):
+        with pytest.raises(InputError, match="delta"):
+            method(given, delta=0.0)
+    assert torch.equal(sirt(given, iterations=0), torch.zeros(2, 6, 6, dtype=F64))
+
+
 def test_transmission_needs_counts() -> None:
     given = scan()
     with pytest.raises(InputError, match=r"needs counts, blank and background of a scan.*use pwls"):

@@ -89,8 +89,10 @@ def pwls(
     Parameters
     ----------
     regularization : weight of the penalty.
-    delta : smallest differences that count as an edge, in units of the scan's scale (1 is the object's attenuation).
+    delta : smallest differences that count as an edge, in units of the scan's scale (1 is the object's attenuation);
+        above 0.
     subset_views : about so many views at a time; 0 for all of them.
+    iterations : 0 of them leave the back-projection.
     nonnegative : keep pixels at 0 or above.
 
     Returns
@@ -100,7 +102,7 @@ def pwls(
     Raises
     ------
     InputError
-        If it is no CT scan.
+        If it is no CT scan, or delta is not above 0.
 
     References
     ----------
@@ -149,6 +151,7 @@ def transmission(
     ----------
     regularization, delta : as in `pwls`.
     subset_views : about so many views at a time; 0 for all of them.
+    iterations : 0 of them leave the image of `pwls`.
 
     Returns
     -------
@@ -157,7 +160,7 @@ def transmission(
     Raises
     ------
     InputError
-        If it is no CT scan, or one without counts.
+        If it is no CT scan, or one without counts; if delta is not above 0.
 
     References
     ----------
@@ -194,6 +197,9 @@ def data_curvature(scan: PreparedCT) -> Tensor:
 
 
 def penalty_of(scan: PreparedCT, regularization: float, delta: float) -> EdgePreserving:
+    """R of weight regularization c; raises InputError if delta is not above 0."""
+    if not 0 < delta < math.inf:
+        raise InputError(f"penalty: expected delta, the smallest difference of an edge, above 0, got {delta:g}")
     return EdgePreserving(regularization * float(data_curvature(scan).mean()), delta)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ct import PreparedCT
+from ..errors import InputError
 from ..solvers import Callback
 from .subsets import check_ct, inverse, ordered_subsets
 
@@ -19,6 +20,7 @@ def sirt(
 
     Parameters
     ----------
+    iterations : 0 of them leave an image of zeros.
     nonnegative : set negative pixels to 0 after each iteration.
 
     Returns
@@ -53,8 +55,9 @@ def os_sart(
     Parameters
     ----------
     subset_views : about so many views at a time, spread over all; 0 for all of them.
-    relaxation : length of the steps in the first iteration; between 0 and 2.
+    relaxation : length of the steps in the first iteration; above 0 and below 2.
     decay : in iteration k (from 0) they are relaxation / (1 + decay k). With 0 inconsistent data lead to a cycle.
+    iterations : 0 of them leave an image of zeros.
     nonnegative : set negative pixels to 0 after each step.
 
     Returns
@@ -64,13 +67,15 @@ def os_sart(
     Raises
     ------
     InputError
-        If it is no CT scan.
+        If it is no CT scan, or relaxation is not between 0 and 2.
 
     References
     ----------
     Andersen and Kak, Ultrason Imaging 6, 81 (1984); Wang and Jiang, J X-Ray Sci Technol 12, 169 (2004).
     """
     check_ct(scan, "os-sart")
+    if not 0 < relaxation < 2:
+        raise InputError(f"os-sart: expected relaxation above 0 and below 2, got {relaxation:g}")
     return _sart(scan, subset_views, relaxation, decay, iterations, nonnegative, callback)
 
 
