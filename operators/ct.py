@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .astra import Astra
-from .geometry import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors, truncated
+from .geometry import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors
 from .kernels import joseph, joseph_adjoint
 from .linop import Adjoint, LinearOperator, Space
 
 Backend = Literal["joseph", "astra"]
 
-__all__ = ["Backend", "FanBeam", "Geometry", "Grid", "ParallelBeam", "ViewVectors", "XRay", "truncated"]
+__all__ = ["Backend", "FanBeam", "Geometry", "Grid", "ParallelBeam", "ViewVectors", "XRay"]
 
 
 class XRay(LinearOperator):

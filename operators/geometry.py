@@ -299,47 +299,6 @@ class ViewVectors(Geometry):
         return source, bins - source
 
 
-def truncated(geometry: Geometry, grid: Grid, support: Tensor | None = None) -> Tensor:
-    """In which views the detector ends before the object does, so that the sinogram is cut off.
-
-    Parameters
-    ----------
-    support : (y, x) bool; the pixels of the object. None means the ellipse that fits into the grid.
-
-    Returns
-    -------
-    (views,) bool.
-
-    Raises
-    ------
-    ValueError
-        If support is not bool, not of the shape of the grid, or empty.
-    """
-    if support is None:
-        y, x = (torch.linspace(-1 + 1 / n, 1 - 1 / n, n, dtype=torch.float64) for n in grid.shape)
-        support = y[:, None] ** 2 + x**2 <= 1
-    if support.dtype != torch.bool or tuple(support.shape) != tuple(grid.shape) or not bool(support.any()):
-        raise ValueError(
-            f"support: expected bool of shape {tuple(grid.shape)} with the pixels of the object True, got "
-            f"{support.dtype} of shape {tuple(support.shape)} with {int(support.count_nonzero())} pixels"
-        )
-    rows = support.any(1).nonzero().squeeze(1)
-    inside = support[rows].to(torch.int8)
-    ends = torch.cat((inside.argmax(1), support.shape[1] - 1 - inside.flip(1).argmax(1)))
-    outline = grid.to_mm(torch.stack((torch.cat((rows, rows)), ends), -1).double())
-    points, directions = geometry.rays()
-    first, last = (points[:, j] for j in (0, -1))
-    toward_first, toward_last = (directions[:, j] for j in (0, -1))
-
-    def beyond(point: Tensor, direction: Tensor, other: Tensor) -> Tensor:
-        """Whether some of the object is not on the side of the outermost ray on which the other end is."""
-        side = _cross(direction, other - point)
-        sides = _cross(direction[:, None], outline - point[:, None])
-        return (sides * side[:, None] <= 0).any(1)
-
-    return beyond(first, toward_first, last + toward_last) | beyond(last, toward_last, first + toward_first)
-
-
 def _exact(x: Tensor | None) -> Tensor:
     assert x is not None
     return x.detach().to("cpu", torch.float64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from operators.ct import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors, XRay, truncated
+from operators.ct import FanBeam, Geometry, Grid, ParallelBeam, ViewVectors, XRay
 
 F64 = torch.float64
 ANGLES = torch.linspace(0.1, 6.3, 24, dtype=F64)
@@ -199,52 +199,6 @@ def test_adjoint_by_the_dot_product(geometry: Geometry, dtype: torch.dtype, tole
     Ax, Hy = A(x).double(), A.H(y).double()
     difference = (Ax * y).sum((1, 2)) - (x * Hy).sum((1, 2))
     assert (difference.abs() <= tolerance * Ax.norm(dim=(1, 2)) * y.double().norm(dim=(1, 2))).all()
-
-
-# Truncation
-
-
-def test_truncation_is_told_view_by_view() -> None:
-    """A square of 20 mm, 28.3 mm across its diagonal, before a detector of 24 mm."""
-    grid = Grid((20, 20))
-    square = torch.ones(grid.shape, dtype=torch.bool)
-    geometry = ParallelBeam(torch.tensor([0.0, math.pi / 4, math.pi / 2], dtype=F64), 25)
-    assert truncated(geometry, grid, square).tolist() == [False, True, False]
-    assert not truncated(geometry, grid).any()  # the disc of 20 mm in it
-    assert truncated(replace(geometry, bins=19), grid).all()
-    assert truncated(replace(geometry, detector_offset=4.0), grid).any()
-    assert truncated(replace(geometry, bins=1), grid).all()
-    small = torch.zeros(grid.shape, dtype=torch.bool)
-    small[12:15, 4:6] = True
-    assert truncated(replace(geometry, bins=11), grid, small).tolist() == [True, False, False]
-
-
-@each
-def test_truncation_is_what_the_sinogram_shows(geometry: Geometry) -> None:
-    """A detector is too short just where rays beyond its ends still meet the object."""
-    grid = Grid((48, 44), 1.0, (2.0, -3.0))
-    object_ = Ellipse(0).image(grid, 1) > 0
-    long = as_wide(geometry, 200)
-    sinogram = XRay(long, grid, dtype=F64)(object_.double())
-    for bins in (20, 30, 40, 60, 78):
-        edge = (200 - bins) // 2
-        cut = truncated(as_wide(geometry, bins), grid, object_)
-        # Pixels spread over their neighbours: rays within one of the object, here two bins, see some of it.
-        outside = torch.cat((sinogram[:, : edge + 1], sinogram[:, 199 - edge :]), 1) > 0
-        well_outside = torch.cat((sinogram[:, : edge - 1], sinogram[:, 201 - edge :]), 1) > 0
-        assert (outside.any(1) | ~cut).all()
-        assert (cut | ~well_outside.any(1)).all()
-    assert not truncated(long, grid, object_).any()
-
-
-def as_wide(geometry: Geometry, bins: int) -> Geometry:
-    return replace(geometry, bins=bins)  # type: ignore[type-var]
-
-
-def test_bad_supports_are_refused() -> None:
-    for support in (torch.ones(4, 4), torch.ones(4, 5, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)):
-        with pytest.raises(ValueError, match=r"support: expected bool of shape \(4, 4\)"):
-            truncated(parallel(), Grid((4, 4)), support)
 
 
 # Bad input
