@@ -16,8 +16,8 @@ def unet(likelihood: Gaussian, network: PostProcessing) -> Tensor:
     """U-Net: the zero-filled, coil-combined image through a network; it never looks at the data again.
 
     Trained on lines left out at random along one axis, fourfold and eightfold, in 8,845 steps: on two measured heads
-    it gains 0.6 to 1.8 dB on the zero-filled image there (benchmarks/results/grid/table.md). Nothing makes the image agree
-    with the data: on points left out in two dimensions it is below the zero-filled image at x4.
+    it gains 0.6 to 1.8 dB on the zero-filled image there (benchmarks/results/grid/table.md). Nothing makes the image
+    agree with the data: on points left out in two dimensions it is below the zero-filled image at x4.
 
     Returns
     -------
