@@ -277,6 +277,18 @@ def write_projection(path: Path, rows: np.ndarray, phi: float, z: float, shape: 
     dataset.save_as(path, enforce_file_format=True)
 
 
+def test_photons_of_a_bowtie_are_told_of(tmp_path: Path) -> None:
+    paths = projections(tmp_path)
+    for path in paths:
+        view = pydicom.dcmread(path)
+        view[0x7033, 0x1065].value = [500.0] * 32 + [1500.0] * 32
+        view.save_as(path)
+    scan = load(tmp_path)
+    assert isinstance(scan, CTScan)
+    assert scan.photons == 1000
+    assert any("Photons run from 500 to 1.5e+03" in note for note in scan.notes)
+
+
 @pytest.mark.parametrize("shape", ["CYLINDRICAL", "FLAT"])
 def test_projections_by_their_specification(tmp_path: Path, shape: str) -> None:
     projections(tmp_path / "scan", shape=shape)

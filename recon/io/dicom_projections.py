@@ -122,11 +122,16 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
         curved=SHAPES[shape],
         detector_offset=((projections.shape[-1] - 1) / 2 - (column - 1)) * spacing,
     )
-    photons = [np.mean(np.asarray(_value(d, PHOTONS, np.nan), float)) for d in views]
+    photons = np.concatenate([np.ravel(np.asarray(_value(d, PHOTONS, np.nan), float)) for d in views])
     water = _value(views[0], WATER, None)
     rows, notes = int(views[0].Rows), []
     if rows > 1:
         notes.append(f"Of {rows} detector rows the one level with the source was taken.")
+    if photons.max() > 1.1 * photons.min():
+        notes.append(
+            f"Photons run from {photons.min():.3g} to {photons.max():.3g} over columns and views (a bowtie filter, tube "
+            "modulation); their mean is taken for all."
+        )
     return from_projections(
         projections,
         geometry,
