@@ -129,7 +129,7 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
         notes.append(f"Of {rows} detector rows the one level with the source was taken.")
     if photons.max() > 1.1 * photons.min():
         notes.append(
-            f"Photons run from {photons.min():.3g} to {photons.max():.3g} over columns and views (a bowtie filter, tube "
+            f"Photons run from {photons.min():.3g} to {photons.max():.3g} over columns and views (bowtie filter, tube "
             "modulation); their mean is taken for all."
         )
     return from_projections(
