@@ -16,6 +16,7 @@ from torch import Tensor
 from recon.benchmark import workers
 from recon.benchmark.grid import Cell, Grid, Task, make_grid
 from recon.benchmark.run import Costs, benchmark
+from recon.errors import InputError
 from recon.likelihood import Gaussian
 from recon.methods import METHODS
 from recon.methods.zero_filled import zero_filled
@@ -203,6 +204,16 @@ def test_a_benchmark_may_grow(file: Path, tmp_path: Path, computed: list[Cell]) 
     assert len(computed) == len(set(computed)) == 48
 
 
+def test_cells_of_other_defaults_are_of_another_benchmark(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = grid(file, methods=["cg-sense"])
+    benchmark(asked, out=tmp_path)
+    monkeypatch.setitem(METHODS["cg-sense"].__kwdefaults__, "regularization", 5.0)
+    with pytest.raises(InputError, match="or gives other settings to it"):
+        benchmark(asked, out=tmp_path)
+
+
 def test_a_broken_cell_is_computed_again_and_no_other(file: Path, tmp_path: Path, computed: list[Cell]) -> None:
     asked = grid(file)
     benchmark(asked, out=tmp_path)
@@ -212,12 +223,27 @@ def test_a_broken_cell_is_computed_again_and_no_other(file: Path, tmp_path: Path
     paths[1].write_bytes(paths[1].read_bytes()[:50])
     paths[4].write_bytes(b"")
     paths[7].write_bytes(paths[8].read_bytes())
+    for i, changes in {2: {"seconds": None}, 3: {"error": "x"}, 5: {"metrics": {"psnr": []}}}.items():
+        paths[i].write_text(json.dumps(json.loads(paths[i].read_text()) | changes))
     computed.clear()
     found = benchmark(asked, out=tmp_path)
-    assert sorted(cell.name for cell in computed) == sorted(names[i] for i in (1, 4, 7))
-    assert len(found.notes) == 3
+    assert sorted(cell.name for cell in computed) == sorted(names[i] for i in (1, 2, 3, 4, 5, 7))
+    assert len(found.notes) == 6
     assert all("a broken cell file" in note for note in found.notes)
     assert quality(tmp_path) == expected
+
+
+def test_a_perfect_image_has_no_psnr_and_stops_nothing(file: Path, tmp_path: Path, computed: list[Cell]) -> None:
+    """At acceleration 1 the coil-combined image is the reference; the same tables once more from the kept cells."""
+    asked = grid(file, methods=["zero-filled"], masks=["random"], accelerations=[1.0], seeds=2)
+    first = benchmark(asked, out=tmp_path)
+    assert [record["error"] for record in first.records.values()] == [None] * len(first.records)
+    assert any(None in record["metrics"].values() for record in first.records.values())
+    tables = [(tmp_path / name).read_text() for name in ("cells.csv", "table.csv", "table.md")]
+    computed.clear()
+    benchmark(asked, out=tmp_path)
+    assert not computed
+    assert [(tmp_path / name).read_text() for name in ("cells.csv", "table.csv", "table.md")] == tables
 
 
 def test_a_lost_picture_is_left_out_and_said_so(file: Path, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Reliability and conformal calibration: closed forms, and the guarantee by Monte Carlo."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import priors
 from operators.linop import Identity, Space
+from recon.calibrated import load_calibration
 from recon.calibration import (
     bootstrap_interval,
     by_block,
@@ -21,6 +24,7 @@ from recon.errors import InputError
 from recon.likelihood import Gaussian
 from recon.noise import Noise
 from recon.reliability import crps, rank_correlation, reliability, sparsification
+from recon.settings import Settings
 
 F64 = torch.float64
 
@@ -199,3 +203,16 @@ def test_transfer_covers_what_is_calibrated_and_says_how_sure_that_is() -> None:
     assert low < coverage < high
     assert high - low == pytest.approx(2 * 1.96 * 0.3 / math.sqrt(56 * 48), rel=0.5)  # independent pixels
     assert found(1.0)[2] < 0.9
+
+
+RECORDS = sorted((Path(__file__).parents[1] / "benchmarks" / "results" / "calibration").glob("*-*-*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_calibrations_that_are_kept_serve_runs_as_they_were_made(path: Path) -> None:
+    """By default options: a default that changes must not leave them behind."""
+    calibration = load_calibration(path)
+    given = calibration.arguments
+    names = ("method", "mask", "acceleration", "samples", "precision", "steps")
+    settings = Settings(**{name: given[name] for name in names}).resolved()
+    assert calibration.check(settings, priors.load(calibration.prior["name"]).card) == ""

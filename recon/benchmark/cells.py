@@ -1,14 +1,15 @@
 """One cell: a reconstruction of undersampled data and how far it is from the image of all of them.
 
 A record holds `cell` (which one), `error` (None, or type, message and traceback), and of a cell that succeeded:
-`metrics` (recon.metrics), `coverage` (recon.posterior.Coverage; None for methods that draw no samples), the true
-`acceleration`, `evaluations` of the network for each sample, `seconds` (`method`: all its samples; `cell`: reading,
-preparation and metrics too), `memory_mib` (the most that the process of the worker held while at it), `settings`,
-`prior`, `versions`, `date` and `notes`.
+`metrics` (recon.metrics; None for what is infinite, the PSNR of a perfect image), `coverage` (recon.posterior.Coverage;
+None for methods that draw no samples), the true `acceleration`, `evaluations` of the network for each sample, `seconds`
+(`method`: all its samples; `cell`: reading, preparation and metrics too), `memory_mib` (the most that the process of
+the worker held while at it), `settings`, `prior`, `versions`, `date` and `notes`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -96,7 +97,7 @@ def _record(task: Task, result: Reconstruction) -> Record:
     return {
         "cell": asdict(task.cell),
         "error": None,
-        "metrics": result.metrics,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in result.metrics.items()},
         "coverage": run["coverage"][0],
         "acceleration": run["acceleration"],
         "evaluations": run["evaluations"],

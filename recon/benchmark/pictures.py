@@ -115,7 +115,8 @@ def images(pictures: Mapping[Cell, Picture], records: Mapping[Cell, Record]) -> 
             sheet.label(f"{what}\n× {factor}", band=b, row=row, column=0)
         for c, cell in enumerate(band, start=1):
             found = records[cell]["metrics"]
-            sheet.title(cell.method, f"{found['psnr_scaled']:.1f} dB, {found['ssim_scaled']:.3f}", band=b, column=c)
+            quality = "perfect" if found["psnr_scaled"] is None else f"{found['psnr_scaled']:.1f} dB"
+            sheet.title(cell.method, f"{quality}, {found['ssim_scaled']:.3f}", band=b, column=c)
             sheet.show(pictures[cell]["image"], white, band=b, row=0, column=c)
             sheet.show(errors[cell], white / factor, band=b, row=1, column=c)
             if "std" in pictures[cell]:

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..io.atomic import PREFIX, atomic, writing
 from ..io.writers import plain
+from ..methods import method_named, options_of
 from .grid import Cell, Grid
 
 GRID, CELLS = "benchmark.json", "cells"
@@ -59,9 +60,8 @@ class Store:
                 continue
             try:
                 record = json.loads(path.read_bytes())
-                if record["cell"] != asdict(cell) or "error" not in record:
-                    raise ValueError("it is of another cell")
-            except (ValueError, KeyError, TypeError) as error:
+                _check_record(record, cell)
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 notes.append(f"{path}: a broken cell file ({error}); the cell is computed again")
                 continue
             records[cell] = record
@@ -83,6 +83,25 @@ class Store:
             finally:
                 with suppress(OSError):  # most often it has its own name by now
                     temporary.unlink()
+
+
+_FIELDS = ("metrics", "coverage", "acceleration", "evaluations", "memory_mib")
+
+
+def _check_record(record: Record, cell: Cell) -> None:
+    """Raise ValueError, KeyError or TypeError unless tables can be made of it."""
+    if record["cell"] != asdict(cell):
+        raise ValueError("it is of another cell")
+    float(record["seconds"]["cell"])
+    if record["error"] is not None:
+        str(record["error"]["message"])
+        return
+    float(record["seconds"]["method"])
+    if missing := [name for name in _FIELDS if name not in record]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for value in record["metrics"].values():
+        if value is not None:
+            float(value)
 
 
 @contextmanager
@@ -119,6 +138,7 @@ def describe(grid: Grid) -> dict[str, Any]:
         del source["path"]
     for method in record["methods"]:
         del method["prior"]  # its checksum stays
+        method["options"] = options_of(method_named(method["name"])) | method["options"]  # a default may change
     return {"recon benchmark": record.pop("version"), **record}
 
 
