@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from recon.benchmark import cells as cells_module
 from recon.benchmark import workers
 from recon.benchmark.grid import Cell, Grid, Task, make_grid
 from recon.benchmark.run import Costs, benchmark
-from recon.errors import InputError
+from recon.errors import InputError, ReconError
 from recon.likelihood import Gaussian
 from recon.methods import METHODS
 from recon.methods.zero_filled import zero_filled
@@ -148,11 +149,23 @@ def test_means_spreads_and_worsts(file: Path, tmp_path: Path) -> None:
 
 def test_a_scan_is_read_once_for_all_cells(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = grid(file)
+    cells_module._scan.cache_clear()
     opened: list[object] = []
     original = h5py.File
     monkeypatch.setattr(h5py, "File", lambda *args, **kwargs: opened.append(args) or original(*args, **kwargs))
-    benchmark(replace(asked, files=(replace(asked.files[0], sha256="a scan not seen before"),)), out=tmp_path)
+    benchmark(asked, out=tmp_path)
     assert len(opened) < 16  # for 16 cells of 2 slices: opening it, and reading each slice
+
+
+def test_a_scan_or_a_prior_that_took_the_place_of_another_stops_the_run(file: Path, tmp_path: Path) -> None:
+    asked = grid(file, methods=["dds"], options={"dds": {"steps": 1, "samples": 1}}, slices=(0, 1))
+    other_scan = replace(asked, files=(replace(asked.files[0], sha256="of another scan"),))
+    with pytest.raises(ReconError, match=r"head.h5: expected checksum of another .* got"):
+        benchmark(other_scan, out=tmp_path / "scan")
+    other_prior = replace(asked, methods=(replace(asked.methods[0], prior_sha256="of another one"),))
+    with pytest.raises(ReconError, match=r"prior brain: expected checksum of another .* got"):
+        benchmark(other_prior, out=tmp_path / "prior")
+    assert not cells(tmp_path / "scan") | cells(tmp_path / "prior")
 
 
 # What is done is not done again

@@ -32,11 +32,15 @@ from ..modalities import Scan, modality_of
 from ..mri import SliceArray
 from ..pipeline import reconstruct
 from ..result import Reconstruction
-from .grid import Task
+from .grid import Task, checksum
 from .store import Record
 
 _ONE_AT_A_TIME = threading.Lock()  # of a worker's threads: time and memory are those of one cell
 _SLICES = 4  # kept in memory
+
+
+class ChangedError(ReconError):
+    """The scan or the prior of a cell is not the one that the benchmark is of."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ def compute(task: Task) -> Outcome:
     Raises
     ------
     ReconError
-        If this worker runs another version of the package than the one that sent the task.
+        If this worker runs another version of the package than the one that sent the task, or finds another scan or
+        prior under its path.
     """
     if task.version != _version():
         raise ReconError(f"worker: expected version {task.version} of the package, got {_version()}; install that one")
@@ -74,6 +79,8 @@ def compute(task: Task) -> Outcome:
             if not result.metrics:
                 raise InputError(result.run["notes"][-1])
             outcome = Outcome(_record(task, result), _picture(result) if task.picture else {})
+        except ChangedError:  # no cell of it could be right
+            raise
         except Exception as error:  # a cell that fails does not stop the others
             outcome = failed(task, error)
         outcome.record["seconds"]["cell"] = time.perf_counter() - start
@@ -123,7 +130,8 @@ def _picture(result: Reconstruction) -> dict[str, np.ndarray[Any, Any]]:
 
 @lru_cache(maxsize=2)
 def _scan(path: str, sha256: str) -> Scan:
-    """A scan that stays open from cell to cell; the checksum tells a file from one that took its place."""
+    """A scan that stays open from cell to cell; its checksum is looked at when it is opened."""
+    _check_checksum(path, sha256, checksum(path))
     scan = io.load(path)
     data = modality_of(scan).DATA
     kept: dict[str, Any] = {data: _Kept(getattr(scan, data)), "reference": None}  # all the data are the reference
@@ -143,14 +151,24 @@ class _Kept:
 
 
 @lru_cache(maxsize=4)
-def _loaded(prior: str, device: str) -> Any:
+def _loaded(prior: str, sha256: str | None, device: str) -> Any:
     import priors
 
-    return priors.load(prior, device=device)
+    loaded = priors.load(prior, device=device)
+    _check_checksum(f"prior {prior}", sha256, loaded.card.get("sha256"))
+    return loaded
 
 
 def _denoiser(task: Task) -> Any:
-    return None if task.prior is None else _loaded(task.prior, task.arguments["device"])
+    return None if task.prior is None else _loaded(task.prior, task.prior_sha256, task.arguments["device"])
+
+
+def _check_checksum(what: str, expected: str | None, found: str | None) -> None:
+    if found != expected:
+        raise ChangedError(
+            f"{what}: expected checksum {str(expected)[:12]}... as when the benchmark began, got {str(found)[:12]}...; "
+            "put the same one there on every worker, or choose another folder"
+        )
 
 
 @lru_cache(maxsize=1)

@@ -86,7 +86,7 @@ class Task:
     ----------
     path, sha256 : of the scan.
     arguments : of `recon.reconstruct`, the prior left out.
-    prior : None for methods without.
+    prior, prior_sha256 : None for methods without.
     picture : whether the image is kept for the report.
     version : of this package; a worker of another is refused.
     """
@@ -96,6 +96,7 @@ class Task:
     sha256: str
     arguments: Mapping[str, Any] = field(hash=False)
     prior: str | None
+    prior_sha256: str | None
     picture: bool
     version: str
 
@@ -151,6 +152,7 @@ class Grid:
                 "check": False,  # the reference says whether the prior suits
             },
             prior=method.prior,
+            prior_sha256=method.prior_sha256,
             picture=index == middle and seed == 0,
             version=self.version,
         )
@@ -313,13 +315,17 @@ def _sources(files: Sequence[str | Path], scans: Sequence[Scan], slices: tuple[i
         first, last = slices or (0, len(scan))
         if not 0 <= first < last <= len(scan):
             raise InputError(f"{path.name}: expected slices within 0:{len(scan)}, got {first}:{last}")
-        sums = list(checksums(path).values())
-        digest = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
-        found.append(Source(name, digest, (first, last), str(path)))
+        found.append(Source(name, checksum(path), (first, last), str(path)))
     twice = [s.name for s in found if sum(s.sha256 == other.sha256 for other in found) > 1]
     if twice:
         raise InputError(f"files: expected each scan once, got the same data in {', '.join(twice)}")
     return tuple(found)
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of all files of a scan: of their content alone, whatever their names."""
+    sums = list(checksums(path).values())
+    return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
