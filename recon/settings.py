@@ -145,3 +145,9 @@ class Settings:
         if unknown:
             options = ", ".join(name for name in known if name not in ("shape", "acceleration", "seed", "axis", "axes"))
             raise InputError(f"mask {self.mask}: unknown option {', '.join(unknown)}; expected among: {options}")
+        for option, value in self.mask_options.items():
+            kind = str(known[option].annotation).removesuffix(" | None")  # int, float or bool
+            fits = {"int": int, "float": int | float, "bool": bool}[kind]
+            unset = value is None and known[option].default is None
+            if not unset and (not isinstance(value, fits) or isinstance(value, bool) != (kind == "bool")):
+                raise InputError(f"mask {self.mask}: option {option} expects {kind}, got {value!r}")

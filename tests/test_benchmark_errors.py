@@ -38,6 +38,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ({"mask_options": {"sparkle": 1}}, "mask random: unknown option sparkle"),
         ({"mask_options": {"calibration": 40}}, "mask random: .*calibration"),
+        ({"mask_options": {"calibration": "abc"}}, "mask random: option calibration expects int, got 'abc'"),
+        ({"mask_options": {"calibration": 4.5}}, "mask random: option calibration expects int, got 4.5"),
+        ({"methods": ["dds"], "options": {"dds": {"prior": 3}}}, "method dds: prior expects a name, got 3"),
+        ({"methods": ["dds"], "options": {"dds": {"precision": 16}}}, "method dds: precision expects a name, got 16"),
         ({"seeds": 0}, "seeds: expected at least 1, got 0"),
         ({"samples": 4}, "samples: none of zero-filled, rss draws any"),
         ({"methods": ["dds"], "samples": 0}, "samples: expected at least 1, got 0"),
@@ -79,6 +83,11 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
     assert len(found.records) == 2
     assert len(cells(tmp_path / "out")) == 2
     assert {row["file"] for row in table(tmp_path / "out", "table.csv")} == {"all", "a/scan", "b/scan"}
+
+
+def test_cells_of_different_files_have_different_names() -> None:
+    names = ("a/b", "a-b", "a%2Fb", "a%b")
+    assert len({Cell(name, 0, "rss", "random", 2.0, 0).name for name in names}) == len(names)
 
 
 def test_a_tool_that_is_not_installed_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

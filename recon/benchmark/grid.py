@@ -60,6 +60,11 @@ class Contestant:
     prior_sha256: str | None = None
 
 
+def file_name(source: str) -> str:
+    """The name of a source as part of a file's, another for every other one."""
+    return source.replace("%", "%25").replace("/", "%2F")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One reconstruction; `seed` is that of the mask and of the samples."""
@@ -74,7 +79,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its file."""
-        where = f"{self.file.replace('/', '-')}_{self.slice:04d}"
+        where = f"{file_name(self.file)}_{self.slice:04d}"
         return f"{where}_{self.mask}_x{self.acceleration:g}_{self.seed:03d}_{self.method}"
 
 
@@ -272,6 +277,10 @@ def _contestants(
             count = settings.get(key)
             if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
                 raise InputError(f"method {name}: {key} expects a whole number, got {count!r}")
+        for key in ("prior", "precision"):
+            text = settings.get(key)
+            if text is not None and not isinstance(text, str):
+                raise InputError(f"method {name}: {key} expects a name, got {text!r}")
         found.append(Contestant(name, own, **settings))
     if samples is not None and all(c.samples is None for c in found):
         raise InputError(f"samples: none of {', '.join(methods)} draws any; leave it out, or add dds, say")

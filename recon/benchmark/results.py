@@ -9,7 +9,7 @@ import numpy as np
 
 from ..io.atomic import atomic
 from . import pictures
-from .grid import Cell, Grid
+from .grid import Cell, Grid, file_name
 from .report import html
 from .store import Record, Store
 from .table import Row, cells_csv, table_csv, table_markdown
@@ -49,7 +49,7 @@ def write_results(store: Store, grid: Grid, records: Mapping[Cell, Record], rows
     contents = {name: text.encode() for name, text in texts.items()}
     contents |= {f"pictures/{title.lower().replace(' ', '-')}.png": content for title, content in figures.items()}
     for (file, mask, acceleration), content in images.items():
-        contents[f"pictures/{file.replace('/', '-')}_{mask}_x{acceleration:g}.jpg"] = content
+        contents[f"pictures/{file_name(file)}_{mask}_x{acceleration:g}.jpg"] = content
     for name, content in contents.items():
         with atomic(store.folder / name, overwrite=True) as path:
             path.write_bytes(content)

@@ -61,7 +61,7 @@ class Store:
             try:
                 record = json.loads(path.read_bytes())
                 _check_record(record, cell)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 notes.append(f"{path}: a broken cell file ({error}); the cell is computed again")
                 continue
             records[cell] = record
@@ -79,6 +79,8 @@ class Store:
         with writing(path):
             try:
                 temporary.write_bytes(content)
+                if path.is_dir():  # a file's name is taken: what is in there is kept aside
+                    path.rename(f"{path}.aside")
                 os.replace(temporary, path)
             finally:
                 with suppress(OSError):  # most often it has its own name by now
