@@ -1,4 +1,4 @@
-"""JSON records that one command writes and another reads: calibrations, tuned settings."""
+"""JSON records that one command writes and another reads: calibrations, tuned settings, recipes of training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, MissingFileError
+from .io.atomic import atomic
 
 CALIBRATION, TUNED = "calibration of intervals", "tuned settings"
 
@@ -48,3 +49,26 @@ def tuned_options(path: str | Path, *, method: str) -> dict[str, Any]:
             f"{path}: expected settings of {method}, came those of {found}; give method {found}, or tune it"
         )
     return options
+
+
+# What may change when training goes on: how long it takes, and how it is done.
+_FREE = {"minutes", "steps", "bf16", "shards", "workers", "checkpoint_minutes", "validate_minutes"}
+
+
+def keep_recipe(out: Path, recipe: dict[str, Any]) -> None:
+    """Write recipe.json for a training that begins; for one that goes on, its recipe must be this one.
+
+    Raises
+    ------
+    InputError
+        If another recipe was begun in the folder.
+    """
+    path, text = out / "recipe.json", json.dumps(recipe, indent=2) + "\n"
+    if (out / "checkpoint.pt").exists() and path.exists():
+        begun, asked = json.loads(path.read_text()), json.loads(text)
+        other = [k for k in {**begun, **asked} if k not in _FREE and begun.get(k) != asked.get(k)]
+        if other:
+            found = ", ".join(f"{key} {begun.get(key)!r}, not {asked.get(key)!r}" for key in other)
+            raise InputError(f"{out}: the training there is of {found}; ask for the same, or train in another folder")
+    with atomic(path, overwrite=True) as temporary:
+        temporary.write_text(text)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from recon.errors import InputError, ReconError
 from recon.io.atomic import writing
+from recon.records import keep_recipe
 from recon.training_images import TrainingImages, Volume
 from recon.training_kinds import KINDS, Kind
 
@@ -137,16 +138,18 @@ def train(
     notes = json.loads(card.read_text()) if card is not None else {}
     described = out / f"{name}.json"
 
+    recipe = {
+        "images": images,
+        **work.recipe,
+        **finite(asdict(config)),
+        "files": sorted(training),
+        "validation": sorted(held_out),
+    }
+    if first is not None:
+        recipe["start"] = {key: first.card.get(key) for key in ("name", "sha256")}
+    keep_recipe(out, recipe)
+
     def export(model: EDM | Supervised, record: dict[str, Any]) -> None:
-        recipe = {
-            "images": images,
-            **work.recipe,
-            **finite(asdict(config)),
-            "files": sorted(training),
-            "validation": sorted(held_out),
-        }
-        if first is not None:
-            recipe["start"] = {key: first.card.get(key) for key in ("name", "sha256")}
         facts = {**kind.facts, **work.facts, "recipe": recipe, "training": record, **notes}
         save(model, described, card=facts, dtype=torch.float16)
 

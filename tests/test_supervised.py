@@ -178,6 +178,9 @@ def test_recon_train_makes_one_continues_and_starts_from_it(tmp_path: Path, monk
     arguments = {"task": "varnet", "accelerations": (3.0,), "name": "mine"}
     for steps in (1, 2):
         card = train(where, out=tmp_path / "out", steps=steps, **arguments)
+    other = r"the training there is of accelerations \[3.0\], not \[2.0\].* seed 0, not 5"
+    with pytest.raises(InputError, match=other):
+        train(where, out=tmp_path / "out", steps=3, **arguments | {"accelerations": (2.0,), "seed": 5})
     network = priors.load(card)
     assert isinstance(network, VarNet)
     assert network.card["training"]["step"] == 2
@@ -290,12 +293,12 @@ def test_the_whole_line(name: str, tmp_path: Path) -> None:
     assert 0 < (rounded - result.mean).norm() / result.mean.norm() < 0.05  # bfloat16 rounds to 0.4 %, in ten layers
 
 
-@pytest.mark.parametrize(("name", "gain"), [("unet", 1.5), ("varnet", 12.0)])
+@pytest.mark.parametrize(("name", "gain"), [("unet", 2.5), ("varnet", 10.0)])
 def test_the_embedded_networks(name: str, gain: float) -> None:
-    """On a phantom, lines missing as in training: dB above the zero-filled image; measured were 2.8 and 15.8."""
+    """On a phantom, lines missing as in training: dB above the zero-filled image; measured were 3.8 and 12.4."""
     scan = head((96, 80), coils=4)
     measured = [
-        reconstruct(scan, method=method, mask="random", acceleration=3.0).metrics["psnr_scaled"]
+        reconstruct(scan, method=method, mask="random", acceleration=4.0).metrics["psnr_scaled"]
         for method in ("zero-filled", name)
     ]
     assert measured[1] > measured[0] + gain
