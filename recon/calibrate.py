@@ -108,23 +108,25 @@ def calibrate(
     where = distribution or Distribution()
     tuning = Series(Path(folder), on, distribution=where, seed=seed)
     testing = Series(Path(folder), test, distribution=where, seed=seed + 1) if test else None
-    both = {p.name for p in tuning.files} & {p.name for p in (testing.files if testing else [])}
+    if test_images is not None and (testing is None or test_images < 1):
+        raise InputError(f"test_images: expected at least 1, with files to test on, got {test_images}; see `test`")
+    calibrated, tested = tuning.checksums(), testing.checksums() if testing else {}
+    both = [name for name, sha in tested.items() if name in calibrated or sha in calibrated.values()]
     if both:
         raise InputError(f"calibration: expected other subjects to test on, came {', '.join(sorted(both))} for both")
     card = load_prior(settings.prior, settings)[1] or {}
     path = Path(out) if out is not None else beside(settings)
     count = 0 if testing is None else images if test_images is None else test_images
     key = {"settings": full_arguments(settings), "distribution": asdict(where), "prior": card.get("sha256")}
-    files = tuning.checksums() | (testing.checksums() if testing else {})
-    with kept_until_done(path, key | {"files": files}, overwrite=overwrite) as parts:
+    with kept_until_done(path, key | {"files": calibrated | tested}, overwrite=overwrite) as parts:
         work = [(f"calibrate-{i:04d}.pt", _piece(tuning, settings, i)) for i in range(images)]
         if testing is not None:
             work += [(f"test-{i:04d}.pt", _piece(testing, settings, i)) for i in range(count)]
         outcomes = each(work, parts, progress)
         record = _record(settings, card, outcomes[:images], outcomes[images:], alpha=alpha) | {
             "distribution": asdict(where),
-            "files": tuning.checksums(),
-            "test_files": testing.checksums() if testing else {},
+            "files": calibrated,
+            "test_files": tested,
         }
         write_run(path, record, overwrite=overwrite)
     return path, record

@@ -76,6 +76,8 @@ def tune(
         raise InputError("tuning: expected values to try, got none; give a grid, such as weight=0.05,0.1,0.2")
     if images < 1 or not masks or not accelerations:
         raise InputError("tuning: expected at least one image, mask and acceleration, got none of one of them")
+    if len({*masks}) < len(masks) or len({*accelerations}) < len(accelerations):
+        raise InputError(f"tuning: expected masks and accelerations once each, got {masks} and {accelerations}")
     twice = sorted(set(grid) & set(options or {}))
     if twice:
         raise InputError(f"tuning: {', '.join(twice)}: expected fixed or in the grid, got both; leave one out")

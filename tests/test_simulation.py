@@ -249,11 +249,11 @@ def test_columns_are_written_as_a_mask_and_points_are_refused(tmp_path: Path) ->
         write_scan(tmp_path / "points.h5", recon.mri.undersample(scan, mask))
 
 
-def nifti(path: Path) -> Path:
-    """The head with FreeSurfer's labels, as a file."""
+def nifti(path: Path, *, size: float = 5) -> Path:
+    """The head with FreeSurfer's labels, as a file; voxels in mm."""
     labels = np.array([0, 507, 24, 3, 2])[head().data]
     labels[:, :, 15:] = np.where(np.isin(labels, (2, 3)), labels + 39, labels)[:, :, 15:]
-    nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0).astype(np.int16), np.diag([5, 5, 5, 1])), path)
+    nibabel.save(nibabel.Nifti1Image(labels.transpose(2, 1, 0).astype(np.int16), np.diag([size, size, size, 1])), path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ QUICK: dict[str, Any] = {"method": "dds", "samples": 2, "steps": 2, "distributio
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
     for name in ("a_1", "a_2", "b_1"):
-        nifti(folder / f"{name}.nii.gz")
+        nifti(folder / f"{name}.nii.gz", size=5.2 if name == "b_1" else 5)  # another head
     return folder
 
 
@@ -47,6 +48,14 @@ def calibrated(labels: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 # Series
+
+
+def test_a_copy_of_a_subject_is_no_other_subject(labels: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    shutil.copytree(labels, copies)
+    shutil.copy(copies / "a_1.nii.gz", copies / "z_9.nii.gz")
+    with pytest.raises(InputError, match=r"other subjects to test on, came z_9.nii.gz for both"):
+        calibrate(copies, out=tmp_path / "x.json", on=["a_*"], test=["z_*"], **QUICK | {"alpha": 0.4, "images": 3})
 
 
 def test_a_series_draws_its_subjects_slices_and_masks(labels: Path) -> None:
@@ -137,6 +146,11 @@ def test_an_interrupted_calibration_continues(
         ({"images": 8, "alpha": 0.1}, InputError, "at least 9 images for a risk of 0.1, got 8"),
         ({"alpha": 1.5}, InputError, "between 0 and 1, got 1.5"),
         ({"test": ["a_1*"]}, InputError, "other subjects to test on, came a_1.nii.gz for both"),
+        (
+            {"test": ["b_1*"], "test_images": 0},
+            InputError,
+            "test_images: expected at least 1, .* got 0",
+        ),
         ({"mask": "spirals"}, InputError, "spirals"),
         ({"prior": "liver"}, MissingFileError, "unknown prior 'liver'"),
     ],
