@@ -373,7 +373,7 @@ def test_levels_are_the_published_ones_within_the_range_of_the_prior():
         (score_mri, {"snr": 0.0}, "snr expects a finite number above 0, got 0"),
         (score_mri, {"corrector_steps": -1}, "corrector_steps expects 0 or more, got -1"),
         (score_mri, {"strength": 0.0}, "strength expects a finite number above 0"),
-        (score_mri, {"iterations": 0}, "iterations expects a finite number above 0"),
+        (score_mri, {"iterations": -1}, "iterations expects a finite number above 0"),
         (score_mri_hard, {"iterations": 0}, "iterations expects a finite number above 0"),
         (score_mri_hybrid, {"first_weight": 2.0}, "weights above 0 and below 2, .* got first_weight=2.0"),
         (score_mri_hybrid, {"last_weight": 0.0}, "weights above 0"),
