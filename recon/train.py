@@ -77,8 +77,8 @@ def train(
     ------
     ReconError
         If there is nothing to train on, an argument is out of range or has no effect, the prior to start from is
-        unknown or of another kind, the checkpoint is of another network, or `out` cannot be written; NonFiniteError if
-        the loss is not finite.
+        unknown or of another kind, the checkpoint is of another network or recipe, or `out` cannot be written;
+        NonFiniteError if the loss is not finite.
     """
     import torch
 

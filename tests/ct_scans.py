@@ -1,13 +1,17 @@
-"""Scans of ellipses whose line integrals are known."""
+"""Scans of ellipses whose line integrals are known, and what the tests of readers share."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam
 from recon.ct import CTScan
+from recon.errors import InputError, ReconError
+from recon.io import load
 from recon.io.projection_arrays import default_grid
 
 GRID = Grid((48, 40), 1.0)
@@ -56,3 +60,16 @@ def off_centre(axis: float, photons: float | None = 1e7) -> CTScan:
     projections = sinogram(true)[None] if photons is None else noisy(true, photons=photons)
     told = ParallelBeam(angles(90), 80, 1.0)
     return CTScan(projections, told, default_grid(told), photons=photons, name="off centre")
+
+
+def refusal(path: Path, kind: type[ReconError] = InputError) -> str:
+    with pytest.raises(kind) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def ct(path: Path) -> CTScan:
+    scan = load(path)
+    assert isinstance(scan, CTScan)
+    return scan

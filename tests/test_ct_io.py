@@ -9,10 +9,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from ct_scans import ct, refusal
 
 from operators.ct import FanBeam, Grid, ParallelBeam, ViewVectors, XRay
 from recon.ct import CTScan
-from recon.errors import InputError, ReconError
+from recon.errors import InputError
 from recon.io import from_projections, load
 from recon.io.projection_arrays import default_grid
 
@@ -47,19 +48,6 @@ def least_squares(scan: CTScan, *, iterations: int = 10) -> tuple[torch.Tensor, 
         z = A.H(r)
         p, norm = z + z.square().sum() / norm * p, z.square().sum()
     return x, float(r.norm() / y.norm())
-
-
-def refusal(path: Path, kind: type[ReconError] = InputError) -> str:
-    with pytest.raises(kind) as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def ct(path: Path) -> CTScan:
-    scan = load(path)
-    assert isinstance(scan, CTScan)
-    return scan
 
 
 # -- HTC 2022 ---------------------------------------------------------------------------------------------------------

@@ -9,26 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ct_scans import ct, refusal
 
 from operators.ct import FanBeam, Grid, ParallelBeam, ViewVectors
-from recon.ct import CTScan
-from recon.errors import InputError, MissingFileError, ReconError
+from recon.errors import MissingFileError
 from recon.io import from_projections, load, numpy_projections
 from recon.io import geometry_file as geometry_file_module
-
-
-def refusal(path: Path, kind: type[ReconError] = InputError) -> str:
-    with pytest.raises(kind) as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def ct(path: Path) -> CTScan:
-    scan = load(path)
-    assert isinstance(scan, CTScan)
-    return scan
-
 
 ANGLES = torch.linspace(0, 3, 7, dtype=torch.float64)
 GEOMETRIES = [

@@ -18,7 +18,7 @@ from ..schedules import ddpm, karras, start_at
 from ..solvers import Callback
 from .classical import l1_wavelet
 from .description import Levels, described
-from .diffusion import check_inputs, check_positive, denoise, start
+from .diffusion import check_inputs, check_positive, denoise, iterations_of, start
 
 Consistency = Callable[[Tensor, float], Tensor]
 """From the denoised images and their noise level sigma to images that agree better with the data."""
@@ -92,8 +92,8 @@ def dds(
     Chung, Lee, Ye, ICLR 2024, algorithm 2; early start: Chung, Sim, Ye, CVPR 2022.
     """
     check_inputs("dds", likelihood, denoiser, sigmas)
-    iterations = iterations or likelihood.iterations
-    check_positive("dds", strength=strength, iterations=iterations)
+    check_positive("dds", strength=strength)
+    iterations = iterations_of("dds", likelihood, iterations)
     consistency = proximal(likelihood, lambda sigma: strength * sigma**2, iterations=iterations)
     x0 = start(likelihood, rng, x0_start)
     return consistent_diffusion(consistency, denoiser, sigmas, x0, rng=rng, eta=eta, callback=callback)

@@ -17,7 +17,7 @@ from ..schedules import ddpm_quadratic
 from ..solvers import Callback
 from .dds import dds_levels
 from .description import Levels, described
-from .diffusion import check_inputs, check_positive, denoise, start
+from .diffusion import check_inputs, denoise, iterations_of, start
 
 
 def diffpir_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
@@ -83,8 +83,7 @@ def diffpir(
     that lambda in their configurations is a quarter of it here.
     """
     check_inputs("diffpir", likelihood, denoiser, sigmas)
-    iterations = iterations or likelihood.iterations
-    check_positive("diffpir", iterations=iterations)
+    iterations = iterations_of("diffpir", likelihood, iterations)
     if not prior_weight > 0:
         raise InputError(f"diffpir: prior_weight: expected a number above 0, got {prior_weight}")
     if not 0 <= zeta <= 1:

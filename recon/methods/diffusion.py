@@ -63,6 +63,13 @@ def check_positive(method: str, **options: float) -> None:
             raise InputError(f"{method}: {name} expects a finite number above 0, got {value}")
 
 
+def iterations_of(method: str, likelihood: Gaussian, iterations: int) -> int:
+    """How many conjugate gradients to take: those asked for, or, for 0, those of the likelihood; InputError below 0."""
+    iterations = iterations or likelihood.iterations
+    check_positive(method, iterations=iterations)
+    return iterations
+
+
 def start(likelihood: Gaussian, rng: Noise, image: Tensor | None = None) -> Tensor:
     """A clean image for every sample, (n_samples, *domain): zeros, or `image` of shape ([n_samples,] *domain)."""
     zeros = likelihood.A.domain.zeros(len(rng))

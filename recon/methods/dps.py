@@ -42,7 +42,8 @@ def dps_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = Non
     levels=dps_levels,
     caveat=(
         "dps is a heuristic: where the posterior is known (Gaussian priors) its mean is off by 0.06 to 0.64 standard "
-        "deviations and its samples hold 0.35 to 0.92 of the variance; split-gibbs holds all of it."
+        "deviations and its samples hold 0.35 to 0.92 of the variance; split-gibbs holds all of it. On CT of few "
+        "views it fails (benchmarks/README.md): take dds."
     ),
 )
 def dps(

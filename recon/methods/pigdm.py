@@ -16,7 +16,7 @@ from ..noise import Noise
 from ..solvers import Callback
 from .dds import dds_levels
 from .description import described
-from .diffusion import check_inputs, check_positive, denoise, start
+from .diffusion import check_inputs, denoise, iterations_of, start
 
 
 def pigdm_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
@@ -83,8 +83,7 @@ def pigdm(
     Song, Vahdat, Mardani, Kautz, ICLR 2023, algorithm 1; steps: Song, Meng, Ermon (DDIM), ICLR 2021.
     """
     check_inputs("pigdm", likelihood, denoiser, sigmas)
-    iterations = iterations or likelihood.iterations
-    check_positive("pigdm", iterations=iterations)
+    iterations = iterations_of("pigdm", likelihood, iterations)
     if not 0 <= eta <= 1:
         raise InputError(f"pigdm: eta: expected a fraction of the ancestral noise from 0 to 1, got {eta}")
     if not spread > 0:

@@ -12,7 +12,7 @@ from ..likelihood import Gaussian
 from ..schedules import karras
 from ..solvers import Callback
 from .description import described
-from .diffusion import check_inputs, check_positive, denoise
+from .diffusion import check_inputs, denoise, iterations_of
 
 
 def plug_and_play_levels(likelihood: Gaussian, denoiser: Denoiser, steps: int | None = None) -> Tensor:
@@ -68,7 +68,8 @@ def pnp_admm(
     ----------
     Venkatakrishnan, Bouman, Wohlberg, GlobalSIP 2013; Chan, Wang, Elgendy, IEEE Trans Comput Imaging 3, 84 (2017).
     """
-    z, iterations = _start("pnp_admm", likelihood, denoiser, sigmas, strength, iterations)
+    z = _start("pnp_admm", likelihood, denoiser, sigmas, strength)
+    iterations = iterations_of("pnp_admm", likelihood, iterations)
     u, before = torch.zeros_like(z), float(sigmas[0])
     for step, sigma in enumerate(sigmas.tolist()[:-1]):
         u, before = (sigma / before) ** 2 * u, sigma
@@ -103,7 +104,8 @@ def pnp_hqs(
     ----------
     DPIR: Zhang, Li, Zuo, Zhang, Van Gool, Timofte, IEEE Trans Pattern Anal Mach Intell 44, 6360 (2022).
     """
-    z, iterations = _start("pnp_hqs", likelihood, denoiser, sigmas, strength, iterations)
+    z = _start("pnp_hqs", likelihood, denoiser, sigmas, strength)
+    iterations = iterations_of("pnp_hqs", likelihood, iterations)
     for step, sigma in enumerate(sigmas.tolist()[:-1]):
         x = likelihood.solve(z, strength * sigma**2, iterations=iterations)
         z = denoise(denoiser, x, sigma, step)
@@ -112,12 +114,8 @@ def pnp_hqs(
     return z
 
 
-def _start(
-    method: str, likelihood: Gaussian, denoiser: Denoiser, sigmas: Tensor, strength: float, iterations: int
-) -> tuple[Tensor, int]:
+def _start(method: str, likelihood: Gaussian, denoiser: Denoiser, sigmas: Tensor, strength: float) -> Tensor:
     check_inputs(method, likelihood, denoiser, sigmas)
-    iterations = iterations or likelihood.iterations
-    check_positive(method, iterations=iterations)
     if not strength > 0:
         raise InputError(f"{method}: strength is a weight of the data, expected above 0, got {strength}")
-    return likelihood.backprojection / likelihood.A.norm() ** 2, iterations
+    return likelihood.backprojection / likelihood.A.norm() ** 2

@@ -17,7 +17,7 @@ from ..schedules import geometric
 from ..solvers import Callback
 from .dds import Consistency, hard, proximal
 from .description import Levels, described
-from .diffusion import check_inputs, check_positive, denoise, start
+from .diffusion import check_inputs, check_positive, denoise, iterations_of, start
 
 TOO_WIDE = (
     "{} is mostly too wide: where the posterior is known (Gaussian priors) its samples hold {} of the variance, about "
@@ -98,8 +98,8 @@ def score_mri(
     go one by one (`coilwise`) or through maps (`score_mri_hybrid`).
     """
     check_inputs("score_mri", likelihood, denoiser, sigmas)
-    iterations = iterations or likelihood.iterations
-    check_positive("score_mri", strength=strength, iterations=iterations)
+    check_positive("score_mri", strength=strength)
+    iterations = iterations_of("score_mri", likelihood, iterations)
     consistency = proximal(likelihood, lambda sigma: strength * sigma**2, iterations=iterations)
     x0 = predictor_corrector(
         consistency,

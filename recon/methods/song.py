@@ -12,7 +12,7 @@ from ..noise import Noise
 from ..solvers import Callback
 from .dds import Consistency, hard, proximal
 from .description import described
-from .diffusion import check_inputs, check_positive, start
+from .diffusion import check_inputs, check_positive, iterations_of, start
 from .score_mri import PROJECTED, TOO_WIDE, predictor_corrector, ve_levels
 
 
@@ -67,8 +67,8 @@ def song(
     Song, Shen, Xing, Ermon, ICLR 2022, algorithm 1, for data without noise (`song_hard`).
     """
     check_inputs("song", likelihood, denoiser, sigmas)
-    iterations = iterations or likelihood.iterations
-    check_positive("song", strength=strength, iterations=iterations)
+    check_positive("song", strength=strength)
+    iterations = iterations_of("song", likelihood, iterations)
     consistency = proximal(likelihood, lambda sigma: strength * sigma**2, iterations=iterations)
     x0 = predictor_corrector(
         noised(consistency, rng),
