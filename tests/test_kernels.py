@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -257,7 +258,7 @@ def test_nvcc_is_found_beside_the_path(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("fresh")
 def test_without_nvcc_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
-    with pytest.warns(UserWarning, match="cuda run in plain torch.*install the CUDA toolkit"):
+    with pytest.warns(UserWarning, match=r"cuda run in plain torch.*pip install 'tweedie-recon\[cuda\]'"):
         assert libraries.load("cuda") is None
     with pytest.warns(UserWarning, match="compiled kernels for cpu and cuda only"):
         assert libraries.load("xpu") is None
@@ -319,10 +320,15 @@ def test_threads_of_the_gpu_add_up_to_plain_torch(harness: ctypes.CDLL, geometry
     assert torch.allclose(adjoint, reference.adjoint(sinogram[None], rays, runs, *GRID.shape)[0], atol=1e-12)
 
 
-def test_cuda_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packaged", [False, True])
+def test_cuda_compiles(packaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if packaged:  # as where pip brought the compiler, and no toolkit is installed
+        monkeypatch.setenv("PATH", os.defpath)
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     compiler = libraries._nvcc()
     if compiler is None:
         pytest.skip("nvcc is not installed: cuda.cu was not compiled")
+    assert not packaged or "site-packages" in compiler
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library = libraries._compile(compiler, "sm_80")
     assert library.is_file()

@@ -1,7 +1,8 @@
 """The compiled kernels: found or made once, and said once where there are none.
 
 Those of the processor are compiled when the package is installed, once for the machine at hand and once for any machine
-of its kind. Those of the GPU are compiled at their first use, where nvcc is installed, and kept in the user's cache.
+of its kind. Those of the GPU are compiled at their first use, where nvcc is installed (the CUDA toolkit, or the extra
+`cuda`), and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -92,7 +94,7 @@ def _load_cpu() -> CPU | str:
 def _load_cuda() -> CUDA | str:
     compiler = _nvcc()
     if compiler is None:
-        return "nvcc was not found; install the CUDA toolkit, or set CUDA_HOME to where it is"
+        return "nvcc was not found; pip install 'tweedie-recon[cuda]', or set CUDA_HOME to where a CUDA toolkit is"
     try:
         return CUDA(_compile(compiler, "sm_{}{}".format(*torch.cuda.get_device_capability())))
     except (OSError, subprocess.CalledProcessError) as error:
@@ -105,9 +107,16 @@ def _load_other() -> str:
 
 
 def _nvcc() -> str | None:
-    """The one on the path, else where the CUDA toolkit installs itself, which is often not on it."""
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-    return shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
+    """The one on the path, else where the CUDA toolkit or its Python package keeps it."""
+    homes = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")), *_packaged_toolkits()]
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(str(home / "bin") for home in homes))
+
+
+def _packaged_toolkits() -> list[Path]:
+    """Of the package nvidia-cuda-nvcc: one folder for each major version of CUDA."""
+    package = importlib.util.find_spec("nvidia")
+    places = package.submodule_search_locations if package else None
+    return [toolkit for place in places or [] for toolkit in sorted(Path(place).glob("cu[0-9]*"), reverse=True)]
 
 
 def _compile(compiler: str, architecture: str) -> Path:
@@ -121,6 +130,7 @@ def _compile(compiler: str, architecture: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / library.name
             options = ["-O3", "-std=c++17", f"-arch={architecture}", "-shared", "-Xcompiler", "-fPIC"]
+            options += [f"-L{Path(compiler).parent.parent / 'lib'}"]  # the packaged one does not look there itself
             command = [compiler, *options, str(sources[0]), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True)
             made.replace(library)  # another process may be doing the same
