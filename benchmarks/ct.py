@@ -164,6 +164,8 @@ STUDIES = {
             "dds": Run(samples=3),
             "score-mri": Run(1, ("23 views",), 1),
             "dps": Run(1, ("23 views",), 1),
+            "mcg": Run(1, ("23 views",), 1),
+            "pigdm": Run(1, ("23 views",), 1),
             "split-gibbs": Run(1, ("23 views",), 3),
         }
         | {name: Run() for name in ("fbp-unet", "fbp-gan") if f"head-ct-{name}" in names()},

@@ -13,7 +13,7 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
 from .description import described
-from .diffusion import check_inputs, start
+from .diffusion import check_inputs, noisy_start, start
 from .dps import Constraint, dps_levels, dps_published_levels, guided_diffusion, likelihood_rule, norm_rule
 
 
@@ -67,10 +67,9 @@ def mcg(
     Chung et al., NeurIPS 2022, equation 14, which projects as `mcg_hard` does.
     """
     check_inputs("mcg", likelihood, denoiser, sigmas)
-    rule = likelihood_rule(zeta, likelihood.A.norm())
+    rule = likelihood_rule(zeta, likelihood)
     constraint = noisy_proximal(likelihood, rng=rng, iterations=iterations or likelihood.iterations)
-    x = start(likelihood, rng)
-    x = x + float(sigmas[0]) * rng.randn_like(x)
+    x = noisy_start(likelihood, rng, float(sigmas[0]))
     return guided_diffusion(rule, likelihood, denoiser, sigmas, x, rng=rng, constraint=constraint, callback=callback)
 
 
