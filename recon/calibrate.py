@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .calibrated import full_arguments
 from .calibration import bootstrap_interval, conformal_factor, fewest_images, risk, scores
+from .ct_heads import HeadScans
 from .errors import InputError, MissingFileError
 from .io.writers import run_record, write_run
 from .methods import inputs_of, method_named
 from .metrics import object_mask
+from .modalities import check_settings, ct, mri
 from .pipeline import Progress, load_prior
 from .records import CALIBRATION
 from .reliability import LEVELS, crps, rank_correlation, reliability, sparsification
@@ -45,16 +47,19 @@ def calibrate(
     test: Sequence[str] = (),
     method: str = "dds",
     options: Mapping[str, Any] | None = None,
-    mask: str = "random",
+    mask: str | None = None,
     acceleration: float | None = None,
     mask_options: Mapping[str, Any] | None = None,
+    views: int | None = None,
+    angular_range: tuple[float, float] | None = None,
+    dose: float | None = None,
     samples: int | None = None,
     prior: str | None = None,
     steps: int | None = None,
     alpha: float = 0.1,
     images: int = 45,
     test_images: int | None = None,
-    distribution: Distribution | None = None,
+    distribution: Distribution | HeadScans | None = None,
     seed: int = 0,
     device: str = "cpu",
     precision: str = "float32",
@@ -64,17 +69,19 @@ def calibrate(
     """Find the factor for the intervals of a sampler under a kind of mask, and see on other subjects what it does.
 
     Scans are simulated (`recon.simulation`); each image has its own subject, slice, contrast, coils, noise and mask.
-    The same call continues where an earlier one was stopped.
+    Or they are of CT (`recon.ct_heads`), with fewer views, angles or photons in place of a mask. The same call
+    continues where an earlier one was stopped.
 
     Parameters
     ----------
     folder, on : NIfTI label maps or images to calibrate on: those whose names match one of the patterns `on`.
     test : patterns of those to test on, other subjects. None: no test.
-    out : the record (JSON); by default calibrations/PRIOR-METHOD-MASK-ACCELERATION.json beside the prior.
-    method ... precision : see recon.settings.Settings.
+    out : the record (JSON); by default calibrations/PRIOR-METHOD-MASK-ACCELERATION.json beside the prior, or
+        ...-23-views.json and the like.
+    method ... precision : see recon.settings.Settings; the mask is random if None and the scans are of MRI.
     alpha : part of an object's pixels that may lie outside.
     images, test_images : how many; as many test images as others by default.
-    distribution : of the simulated scans.
+    distribution : of the simulated scans; of MRI by default, of CT where views, angular_range or dose are given.
     seed : of all that is drawn; every image has a mask and samples of its own.
 
     Returns
@@ -90,12 +97,18 @@ def calibrate(
     ----------
     Angelopoulos, Bates, Fisch, Lei, Schuster, Conformal risk control, Proc ICLR (2024).
     """
+    is_ct = not (views is angular_range is dose is None)
+    where = distribution or (HeadScans() if is_ct else Distribution())
+    modality = ct if isinstance(where, HeadScans) else mri
     settings = Settings(
         method=method,
         options=dict(options or {}),
-        mask=mask,
+        mask="random" if mask is None and modality is mri else mask,
         acceleration=acceleration,
         mask_options=dict(mask_options or {}),
+        views=views,
+        angular_range=angular_range,
+        dose=dose,
         samples=samples,
         prior=prior,
         steps=steps,
@@ -103,9 +116,8 @@ def calibrate(
         device=device,
         precision=precision,
         check=False,
-    ).resolved()
+    ).resolved(prior=modality.PRIOR)
     _check(settings, images, alpha)
-    where = distribution or Distribution()
     tuning = Series(Path(folder), on, distribution=where, seed=seed)
     testing = Series(Path(folder), test, distribution=where, seed=seed + 1) if test else None
     if test_images is not None and (testing is None or test_images < 1):
@@ -114,6 +126,7 @@ def calibrate(
     both = [name for name, sha in tested.items() if name in calibrated or sha in calibrated.values()]
     if both:
         raise InputError(f"calibration: expected other subjects to test on, came {', '.join(sorted(both))} for both")
+    check_settings(settings, tuning[0])
     card = load_prior(settings.prior, settings)[1] or {}
     path = Path(out) if out is not None else beside(settings)
     count = 0 if testing is None else images if test_images is None else test_images
@@ -167,8 +180,16 @@ def beside(settings: Settings) -> Path:
         card = find(settings.prior or "")[1]
     except FileNotFoundError as error:
         raise MissingFileError(str(error)) from error
-    name = f"{card.stem}-{settings.method}-{settings.mask}-{settings.acceleration:g}.json"
-    return card.parent / "calibrations" / name
+    parts = [card.stem, settings.method]
+    if settings.mask is not None:
+        parts += [settings.mask, f"{settings.acceleration:g}"]
+    if settings.views is not None:
+        parts += [f"{settings.views}-views"]
+    if settings.angular_range is not None:
+        parts += ["{:g}-to-{:g}-degrees".format(*settings.angular_range)]
+    if settings.dose is not None:
+        parts += [f"dose-{settings.dose:g}"]
+    return card.parent / "calibrations" / f"{'-'.join(parts)}.json"
 
 
 def _check(settings: Settings, images: int, alpha: float) -> None:

@@ -15,10 +15,11 @@ from .posterior import Posterior
 from .records import CALIBRATION, read_record
 from .settings import Settings
 
+_OF_CT = ("views", "angular_range", "dose", "rings")  # records that have none are older, and of MRI
 # Another sampler or prior has another spread: its factor would mean nothing. The rest changes the factor by a little,
 # and ends the guarantee.
 _DECISIVE = ("method", "options", "steps")
-_RELEVANT = ("mask", "mask_options", "acceleration", "samples", "coils", "sets", "precision")
+_RELEVANT = ("mask", "mask_options", "acceleration", "samples", "coils", "sets", "precision", *_OF_CT)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Calibration:
 
 def full_arguments(settings: Settings) -> dict[str, Any]:
     """The settings with every option of the method, those that were not given at their defaults."""
-    return asdict(settings) | {"options": options_of(method_named(settings.method)) | settings.options}
+    arguments = asdict(settings) | {"options": options_of(method_named(settings.method)) | settings.options}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()}  # as in JSON
 
 
 def load_calibration(path: str | Path) -> Calibration:
@@ -115,7 +117,7 @@ def load_calibration(path: str | Path) -> Calibration:
             factor=float(record["factor"]),
             alpha=float(record["alpha"]),
             images=int(record["calibration"]["images"]),
-            arguments={name: record["arguments"][name] for name in (*_DECISIVE, *_RELEVANT)},
+            arguments={n: (dict.fromkeys(_OF_CT) | record["arguments"])[n] for n in (*_DECISIVE, *_RELEVANT)},
             prior={name: record["prior"][name] for name in ("name", "sha256")},
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from .ct_heads import HeadScans
 from .errors import InputError, MissingFileError, ResultExistsError
 from .io.writers import checksums
+from .modalities import Scan
 from .mri import MRIScan
 from .partial import PartialResults
 from .pipeline import Progress, reconstruct
@@ -33,7 +35,7 @@ class Series:
     ----------
     folder : searched with its subfolders for NIfTI files, label maps or magnitude images.
     patterns : of the names of the files to take.
-    distribution, seed : that the scans are drawn with.
+    distribution, seed : that the scans are drawn with; of MRI, or of CT.
 
     Raises
     ------
@@ -41,7 +43,9 @@ class Series:
         If there is no such folder; if no file matches.
     """
 
-    def __init__(self, folder: Path, patterns: Sequence[str], *, distribution: Distribution, seed: int) -> None:
+    def __init__(
+        self, folder: Path, patterns: Sequence[str], *, distribution: Distribution | HeadScans, seed: int
+    ) -> None:
         if not folder.is_dir():
             raise MissingFileError(f"{folder}: expected a folder of NIfTI files, came a path where there is none")
         names = sorted(p for p in folder.rglob("*") if p.name.endswith((".nii", ".nii.gz")))
@@ -56,10 +60,10 @@ class Series:
         self._read = lru_cache(maxsize=None)(read_volume)
         self._last = lru_cache(maxsize=1)(self._draw)
 
-    def __getitem__(self, index: int) -> MRIScan:
+    def __getitem__(self, index: int) -> Scan:
         return self._last(index)
 
-    def _draw(self, index: int) -> MRIScan:
+    def _draw(self, index: int) -> Scan:
         path = self.files[int(np.random.default_rng((self.seed, 4, index)).integers(len(self.files)))]
         name = f"{path.name} {index}"
         try:
@@ -76,11 +80,13 @@ class Series:
         return {name: sha for path in self.files for name, sha in checksums(path).items()}
 
 
-def against_truth(scan: MRIScan, settings: Settings, *, seed: int, progress: Progress | None) -> Reconstruction:
+def against_truth(scan: Scan, settings: Settings, *, seed: int, progress: Progress | None) -> Reconstruction:
     """A simulated scan, undersampled and reconstructed; the reference and the metrics are those of the truth."""
-    # A scan that is not called fully sampled keeps its own reference: the truth, and not the image of its noisy data.
+    if isinstance(scan, MRIScan):
+        # One that is not called fully sampled keeps its own reference: the truth, and not the image of its noisy data.
+        scan = replace(scan, fully_sampled=False)
     return reconstruct(
-        replace(scan, fully_sampled=False),
+        scan,
         method=settings.method,
         options=settings.options,
         mask=settings.mask,
@@ -89,6 +95,9 @@ def against_truth(scan: MRIScan, settings: Settings, *, seed: int, progress: Pro
         samples=settings.samples,
         prior=settings.prior,
         steps=settings.steps,
+        views=settings.views,
+        angular_range=settings.angular_range,
+        dose=settings.dose,
         seed=seed,
         device=settings.device,
         precision=settings.precision,

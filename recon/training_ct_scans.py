@@ -9,17 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.geometry import Grid
 from priors.enhancement import Pairs
 
 from .ct import prepare
-from .ct_simulation import clinical_fan, simulate
+from .ct_heads import FIELD, scan_of
 from .methods.fbp_network import noisy_image
 from .training_ct import WATER, HeadImages, render
 from .training_images import Rng, Volume
 
-_FIELD = 224.0  # mm
-_RIM = 0.93  # of the field: air must be seen on both sides
 _PIXEL = (0.9, 1.4)  # mm, log-uniform
 _VIEWS = (180, 480)
 # Photons that a bin counts without object, log-uniform: 2e5 is a head at its usual dose.
@@ -40,8 +37,7 @@ FACTS = {
 class LowDoseScans:
     """scans[i] is an example of priors.enhancement: patches of a filtered back-projection, and of what was scanned.
 
-    The object is on pixels half as large as those of the image, and every bin is a bundle of rays; nothing is projected
-    by what reconstructs. Beyond the circle that every view sees, less a rim, all is air.
+    See `recon.ct_heads.scan_of`.
 
     A scan takes longer than a step of training on it. So it may come again, with other patches: one example in
     `repeats` is of a new scan, the others are of any of the last 128.
@@ -83,19 +79,15 @@ class LowDoseScans:
         """Its back-projection and its object (2, y, x), and the noise of the former (1,); in units of WATER."""
         rng = np.random.default_rng((self.seed, 0, number))
         pixel = math.exp(rng.uniform(*np.log(_PIXEL)))
-        n = round(_FIELD / pixel)
-        image, grid = render(self.heads.head(rng), (2 * n, 2 * n), pixel / 2, rng), Grid((n, n), pixel)
-        at = (torch.arange(2 * n) + 0.5) / n - 1
-        image = image * (at[:, None].hypot(at) < _RIM)
-        scan = simulate(
-            1000 * (image[None] - 1),
-            clinical_fan(grid, views=int(rng.integers(*_VIEWS, endpoint=True))),
-            grid,
+        n = round(FIELD / pixel)
+        scan = scan_of(
+            render(self.heads.head(rng), (2 * n, 2 * n), pixel / 2, rng),
+            pixel,
+            views=int(rng.integers(*_VIEWS, endpoint=True)),
             photons=math.exp(rng.uniform(*np.log(_PHOTONS))),
             electronic=_ELECTRONIC,
-            water=WATER,
-            sub_bins=2,
             seed=(self.seed, number),
+            sub_bins=2,
         )
         assert scan.reference is not None
         poor, sigma = noisy_image(prepare(scan), WATER)

@@ -8,6 +8,11 @@ import typer
 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Prior = Annotated[str | None, typer.Option(help="Name of an embedded prior (brain), or a path.")]
+Views = Annotated[int | None, typer.Option(help="CT: keep so many views, evenly; all by default.")]
+AngularRange = Annotated[
+    str | None, typer.Option(help="CT: keep FIRST:LAST degrees from the first view on; all by default.")
+]
+Dose = Annotated[float | None, typer.Option(help="CT: simulate this fraction of the dose.")]
 Options = Annotated[list[str] | None, typer.Option("--set", help="An option of the method, NAME=VALUE.")]
 
 
@@ -112,13 +117,13 @@ def parse_whole(option: str, text: str) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def parse_levels(text: str) -> tuple[float, float]:
+def parse_levels(option: str, text: str) -> tuple[float, float]:
     """LOW,HIGH as two numbers; one number is both."""
     from ..errors import InputError
 
-    numbers = parse_numbers("--noise", text)
+    numbers = parse_numbers(option, text)
     if len(numbers) > 2:
-        raise InputError(f"--noise: expected LOW,HIGH, got {text!r}")
+        raise InputError(f"{option}: expected LOW,HIGH, got {text!r}")
     return numbers[0], numbers[-1]
 
 

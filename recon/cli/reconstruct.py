@@ -9,7 +9,18 @@ import typer
 from rich.table import Table
 
 from .display import console, metrics_table, plain, progress_bar
-from .options import Device, Options, Prior, parse_centre, parse_options, parse_range, parse_slices
+from .options import (
+    AngularRange,
+    Device,
+    Dose,
+    Options,
+    Prior,
+    Views,
+    parse_centre,
+    parse_options,
+    parse_range,
+    parse_slices,
+)
 
 File = Annotated[Path, typer.Argument(help="A scan, of any format that is read (see the README).")]
 
@@ -37,11 +48,9 @@ def reconstruct(
     seed: Annotated[int, typer.Option(help="Of the mask and of the samples.")] = 0,
     coils: Annotated[int | None, typer.Option(help="Compress to so many virtual coils.")] = None,
     sets: Annotated[int, typer.Option(help="ESPIRiT map sets; 2 if the object exceeds the field of view.")] = 1,
-    views: Annotated[int | None, typer.Option(help="CT: keep so many views, evenly; all by default.")] = None,
-    angular_range: Annotated[
-        str | None, typer.Option(help="CT: keep FIRST:LAST degrees from the first view on; all by default.")
-    ] = None,
-    dose: Annotated[float | None, typer.Option(help="CT: simulate this fraction of the dose.")] = None,
+    views: Views = None,
+    angular_range: AngularRange = None,
+    dose: Dose = None,
     rings: Annotated[
         int | None, typer.Option(help="CT: take out rings; an odd number of bins, twice their width, such as 11.")
     ] = None,

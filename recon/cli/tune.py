@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from .display import console, plain, progress_bar
-from .options import Device, Options, Prior, parse_grid, parse_levels, parse_numbers, parse_options, parse_shape
+from .options import (
+    AngularRange,
+    Device,
+    Dose,
+    Options,
+    Prior,
+    Views,
+    parse_grid,
+    parse_levels,
+    parse_numbers,
+    parse_options,
+    parse_range,
+    parse_shape,
+)
+
+if TYPE_CHECKING:
+    from ..ct_heads import HeadScans
+    from ..simulation import Distribution
 
 Folder = Annotated[Path, typer.Argument(help="Of NIfTI files: FreeSurfer labels, or magnitude images.")]
 On = Annotated[list[str] | None, typer.Option(help="Patterns of file names to take; all by default.")]
@@ -24,28 +41,35 @@ def calibrate(
     test: Annotated[list[str] | None, typer.Option(help="Patterns of the files to test on: other subjects.")] = None,
     method: Annotated[str, typer.Option(help="A method that draws samples.")] = "dds",
     option: Options = None,
-    mask: Annotated[str, typer.Option(help="Kind of mask; every image has its own.")] = "random",
-    acceleration: Annotated[float, typer.Option(help="Of the mask.")] = 4.0,
+    mask: Annotated[str | None, typer.Option(help="Kind of mask; random. Every image has its own.")] = None,
+    acceleration: Annotated[float | None, typer.Option(help="Of the mask; 4.")] = None,
     mask_option: Annotated[list[str] | None, typer.Option("--mask-set", help="An option of the mask.")] = None,
+    views: Views = None,
+    angular_range: AngularRange = None,
+    dose: Dose = None,
     samples: Annotated[int | None, typer.Option(help="For each image; 8.")] = None,
     prior: Prior = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels of a sampler.")] = None,
     alpha: Annotated[float, typer.Option(help="Part of the object's pixels that may lie outside.")] = 0.1,
     images: Annotated[int, typer.Option(help="To calibrate on.")] = 45,
     test_images: Annotated[int | None, typer.Option(help="To test on; as many by default.")] = None,
-    shape: Shape = "230,180",
-    coils: Coils = 8,
-    noise: Levels = "0.005,0.02",
+    shape: Annotated[str | None, typer.Option(help="Y,X of the simulated scans; 230,180, of CT 192,192.")] = None,
+    coils: Annotated[int | None, typer.Option(help="Of the simulated scans of MRI; 8.")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="MRI: LOW,HIGH over the 99th percentile of the image; 0.005,0.02.")
+    ] = None,
+    photons: Annotated[str | None, typer.Option(help="CT: LOW,HIGH, in a bin without object; 1e5,4e5.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Device = "cpu",
     precision: Annotated[str, typer.Option(help="Of the prior's network: float32 or bf16.")] = "float32",
     out: Annotated[Path | None, typer.Option(help="The record (JSON); by default beside the prior.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a record that is there.")] = False,
 ) -> None:
-    """Find the factor that makes a sampler's intervals hold what they promise, on simulated scans."""
+    """Find the factor that makes a sampler's intervals hold what they promise, on simulated scans: of MRI, or of CT
+    where --views, --angular-range or --dose are given."""
     from ..calibrate import calibrate as run
-    from ..simulation import Distribution
 
+    is_ct = not (views is angular_range is dose is None)
     with progress_bar() as progress:
         path, record = run(
             folder,
@@ -56,13 +80,16 @@ def calibrate(
             mask=mask,
             acceleration=acceleration,
             mask_options=parse_options(mask_option or []),
+            views=views,
+            angular_range=parse_range(angular_range),
+            dose=dose,
             samples=samples,
             prior=prior,
             steps=steps,
             alpha=alpha,
             images=images,
             test_images=test_images,
-            distribution=Distribution(shape=parse_shape(shape), coils=coils, noise=parse_levels(noise)),
+            distribution=_distribution(is_ct, shape=shape, coils=coils, noise=noise, photons=photons),
             seed=seed,
             device=device,
             precision=precision,
@@ -80,6 +107,31 @@ def calibrate(
     console.print(plain(record["notes"][0]), style="dim", soft_wrap=True)
     cost = f"{record['timings_s']['all']:.0f} s, {record['timings_s']['image']:.1f} s an image"
     console.print(f"factor {record['factor']:.3f} ({cost}) in {plain(str(path))}", soft_wrap=True)
+
+
+def _distribution(
+    is_ct: bool, *, shape: str | None, coils: int | None, noise: str | None, photons: str | None
+) -> HeadScans | Distribution:
+    """Of CT or of MRI scans, with what was asked for and its own defaults."""
+    from ..ct_heads import HeadScans
+    from ..errors import InputError
+    from ..simulation import Distribution
+
+    other = {"--coils": coils, "--noise": noise} if is_ct else {"--photons": photons}
+    given = [name for name, value in other.items() if value is not None]
+    if given:
+        raise InputError(
+            f"{', '.join(given)}: expected none with scans of {'CT' if is_ct else 'MRI'}; leave it out"
+            + ("" if is_ct else ", or give --views, --angular-range or --dose")
+        )
+    asked: dict[str, Any] = {
+        "shape": None if shape is None else parse_shape(shape),
+        "coils": coils,
+        "noise": None if noise is None else parse_levels("--noise", noise),
+        "photons": None if photons is None else parse_levels("--photons", photons),
+    }
+    asked = {name: value for name, value in asked.items() if value is not None}
+    return HeadScans(**asked) if is_ct else Distribution(**asked)
 
 
 def tune(
@@ -121,7 +173,7 @@ def tune(
             prior=prior,
             steps=steps,
             images=images,
-            distribution=Distribution(shape=parse_shape(shape), coils=coils, noise=parse_levels(noise)),
+            distribution=Distribution(shape=parse_shape(shape), coils=coils, noise=parse_levels("--noise", noise)),
             seed=seed,
             device=device,
             precision=precision,

@@ -142,14 +142,15 @@ def preview(prepared: PreparedCT) -> Tensor:
 
 
 def reference(scan: CTScan, part: Part | None, settings: Settings, noise: NoiseLevel) -> Tensor | None:
-    """The preview of all views at full dose; or the image of the file, where all data are given."""
-    if part is not None:
-        return preview(prepare_ct(scan, rings=settings.rings))
-    return None if scan.reference is None else torch.as_tensor(scan.reference[:])[0]
+    """The image of the file, which shows the object where a scan is simulated; else the preview of all views at full
+    dose, where less is given."""
+    if scan.reference is not None:
+        return torch.as_tensor(scan.reference[:])[0]
+    return None if part is None else preview(prepare_ct(scan, rings=settings.rings))
 
 
 def describe_reference(scan: CTScan, part: Part | None) -> str:
-    if part is None:
+    if scan.reference is not None:
         return "in the file"
     return f"{'filtered back-projection' if _invertible(scan.geometry) else 'SIRT'} of all views at full dose"
 
