@@ -330,6 +330,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--tables", action="store_true", help="of the cells that are there; compute none")
     parser.add_argument("--images", type=Path, default=Path("runs/ct"), help="where pictured images are kept")
     arguments = parser.parse_args(words)
+    for part, known in {
+        "methods": [name for study in STUDIES.values() for name in study.methods],
+        "settings": [name for study in STUDIES.values() for name in study.settings],
+    }.items():
+        if unknown := set(getattr(arguments, part) or ()) - set(known):
+            names_known = ", ".join(dict.fromkeys(known))
+            parser.error(f"--{part}: unknown {', '.join(sorted(unknown))}; expected among {names_known}")
     torch.set_num_threads(1)
     asked = arguments.settings, arguments.methods, arguments.scans
     cells = Cells(arguments.cells)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from recon.io.panel import BACKGROUND, FAINT, TEXT
+from recon.io.atomic import atomic
 from recon.result import Reconstruction
 
 INCHES, DPI = 1.6, 100  # of a tile
@@ -76,4 +77,5 @@ class Pictures:
             figure.text(0.006, place, setting, color=TEXT, size=10, rotation=90, va="center")
         axes[0, 0].set_title("reference", color=TEXT, size=10)
         figure.subplots_adjust(left=0.03, right=0.998, bottom=0.002, top=0.96, wspace=0.02, hspace=0.02)
-        figure.savefig(path, facecolor=BACKGROUND, metadata={"Software": None})
+        with atomic(path, overwrite=True) as temporary:
+            figure.savefig(temporary, facecolor=BACKGROUND, metadata={"Software": None})

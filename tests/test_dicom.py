@@ -44,6 +44,16 @@ def change(path: Path, **values: Any) -> None:
     dataset.save_as(path)
 
 
+def test_images_without_a_position_are_left_out_and_told(tmp_path: Path) -> None:
+    hu = series(tmp_path)
+    dataset = pydicom.dcmread(next(tmp_path.iterdir()))
+    del dataset.ImagePositionPatient
+    dataset.save_as(tmp_path / "capture.dcm")
+    found = read_images(tmp_path, gaps=True)
+    assert np.array_equal(found.hu, hu)
+    assert "1 images of the series have no position" in found.notes[-1]
+
+
 def test_a_series_is_sorted_by_position_and_scaled(tmp_path: Path) -> None:
     hu = series(tmp_path, RescaleIntercept=-1024, RescaleSlope=2)
     images = read_images(tmp_path)

@@ -25,10 +25,12 @@ def simulate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a scan that is there.")] = False,
 ) -> None:
     """Simulate a fully sampled scan whose truth is known, on a finer grid and with coils of its own."""
+    from ..io.atomic import refuse_existing
     from ..io.scan_writer import write_scan
     from ..simulation import simulate as run
     from ..training_volumes import read_volume
 
+    refuse_existing(out, overwrite=overwrite)
     scan = run(
         read_volume(file),
         shape=parse_shape(shape),

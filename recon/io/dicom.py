@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import math
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,14 @@ def read_images(path: str | Path, *, series: str | None = None, gaps: bool = Fal
         not HU.
     """
     path = Path(path)
-    found: dict[str, list[Any]] = defaultdict(list)
+    found, placeless = defaultdict[str, list[Any]](list), Counter[str]()
     for dataset in datasets(path):
-        if dataset.get("Modality") == "CT" and "PixelData" in dataset and "ImagePositionPatient" in dataset:
-            found[str(dataset.get("SeriesInstanceUID", ""))].append(dataset)
+        if dataset.get("Modality") == "CT" and "PixelData" in dataset:
+            uid = str(dataset.get("SeriesInstanceUID", ""))
+            if "ImagePositionPatient" in dataset:
+                found[uid].append(dataset)
+            else:
+                placeless[uid] += 1
     if not found:
         raise InputError(f"{path}: expected a series of CT images (DICOM), came none; give their folder")
     if series is None and len(found) > 1:
@@ -130,7 +134,12 @@ def read_images(path: str | Path, *, series: str | None = None, gaps: bool = Fal
         raise InputError(f"{path}: expected one series, came {len(found)} mixed: {sizes}; name one of them (series)")
     if series is not None and series not in found:
         raise InputError(f"{path}: expected series {series}, came {', '.join(found)}")
-    return stack(found[series or next(iter(found))], name=path.name, gaps=gaps)
+    series = series or next(iter(found))
+    images = stack(found[series], name=path.name, gaps=gaps)
+    if not placeless[series]:
+        return images
+    left = f"{placeless[series]} images of the series have no position (a screen capture, say): they were left out."
+    return replace(images, notes=(*images.notes, left))
 
 
 def stack(slices: Sequence[Any], *, name: str, gaps: bool = False) -> CTImages:
