@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from recon.io.panel import BACKGROUND, FAINT, TEXT
 from recon.io.atomic import atomic
+from recon.io.panel import BACKGROUND, FAINT, TEXT
 from recon.result import Reconstruction
 
 INCHES, DPI = 1.6, 100  # of a tile

@@ -117,9 +117,18 @@ def likelihood(prepared: PreparedCT) -> Gaussian:
 
     Rays that miss the object weigh many times as much as those through its middle, and A is badly conditioned. The
     curvature A^T A 1 of separable quadratics above the data term evens it out, and few iterations go further.
+
+    Raises
+    ------
+    InputError
+        If the source is inside the image grid, or no ray meets it.
     """
     root = prepared.weights.sqrt()
-    A = Weighted(prepared.scale * root, XRay(prepared.geometry, prepared.grid, dtype=root.dtype, device=root.device))
+    try:
+        projector = XRay(prepared.geometry, prepared.grid, dtype=root.dtype, device=root.device)
+    except ValueError as error:  # rays and grid that do not fit each other
+        raise InputError(f"geometry: {error}") from error
+    A = Weighted(prepared.scale * root, projector)
     return Gaussian(
         A, root * prepared.line_integrals, curvature=A.gram(torch.ones_like(A.domain.zeros())), iterations=20
     )
@@ -147,9 +156,12 @@ class NoiseLevel(NamedTuple):
 def noise_of(scan: CTScan) -> NoiseLevel:
     """Photons of a scan, as it says, or else from its middle slice.
 
-    Fourth differences between neighbours leave noise and little of the object: along the views, and along every second
+    Fourth differences between neighbours leave noise and some of the object: along the views, and along every second
     bin, since next ones share light. The one of less noise is taken; medians pass over edges. Counts that were too low
-    for a logarithm are left out.
+    for a logarithm are left out. Where views are few and the object is full of edges, photons are found too low, hence
+    noise too high: of a simulated head with 2e5 in 240 views 1.7e5, in 8 to 60 of them 1.0e5 to 1.1e5; at the base of
+    its skull with 1e5 in 720 views 9.9e4, in 8 to 60 of them 3.4e4. What stays in a bin through the views, and would
+    be rings, counts as noise there.
 
     Raises
     ------

@@ -108,8 +108,8 @@ def low_dose(scan: CTScan, fraction: float, *, seed: Seed, noise: NoiseLevel | N
         If fraction is not above 0 and at most 1, or the scan's photons cannot be found.
     """
     projections, seeds = torch.as_tensor(scan.projections[:]), _seeds(seed)
-    level, _, electronic = noise_of(scan) if noise is None else noise  # photons a count, or without object
-    note = f"Simulated at {fraction:g} of the dose."
+    level, source, electronic = noise_of(scan) if noise is None else noise  # photons a count, or without object
+    note = f"Simulated at {fraction:g} of the dose; all of it: {source}."
     missing = electronic * math.sqrt(max(0.0, 1 - fraction**2))
     extra = missing * torch.from_numpy(_generator((*seeds, 1)).standard_normal(projections.shape)).to(projections)
     if not scan.is_counts:
@@ -261,8 +261,13 @@ def clinical_fan(grid: Grid, *, views: int) -> FanBeam:
     """
     source_to_axis, source_to_detector = 541.0, 949.0
     radius = 1.02 * min(n * size for n, size in zip(grid.shape, grid.pixel_sizes, strict=True)) / 2
-    if not radius < 0.9 * source_to_axis or views < 1:
-        raise InputError(f"expected an image within {source_to_axis:g} mm and views, got {radius:.0f} mm and {views}")
+    if views < 1:
+        raise InputError(f"views: expected at least 1, got {views}")
+    if not radius < 0.9 * source_to_axis:
+        raise InputError(
+            f"image: expected a radius below {0.9 * source_to_axis:.0f} mm, to stay clear of the source, got "
+            f"{radius:.0f} mm; make it or its pixels smaller"
+        )
     size = 0.7 * min(grid.pixel_sizes) * source_to_detector / source_to_axis
     bins = 2 * math.ceil(source_to_detector * math.asin(radius / source_to_axis) / size)
     angles = torch.arange(views, dtype=torch.float64) * 2 * math.pi / views

@@ -44,7 +44,7 @@ def choose_views(
     Raises
     ------
     InputError
-        If there are not as many views, or the range reaches beyond the scan.
+        If there are not as many views, or the range reaches beyond the scan or holds no view.
     """
     chosen = torch.arange(geometry.views)
     if angular_range is not None:
@@ -75,10 +75,15 @@ def _within(turned: Tensor, first: float, last: float) -> Tensor:
     step = (turned.max() - turned.min()) / max(1, len(turned) - 1)
     low, high = float(turned.min()), float(turned.max())
     chosen = ((turned >= first - _ROUNDING) & (turned <= last + _ROUNDING)).nonzero().squeeze(1)
-    if first < low - _ROUNDING or last > high + float(step) + _ROUNDING or not len(chosen):
+    if first < low - _ROUNDING or last > high + float(step) + _ROUNDING:
         raise InputError(
             f"angular_range: expected degrees within {low:g} to {high:g}, which the views cover from the first on, got "
             f"{first:g} to {last:g}"
+        )
+    if not len(chosen):
+        raise InputError(
+            f"angular_range: expected a range with a view in it, got {first:g} to {last:g} degrees, and views are "
+            f"about {float(step):.3g} apart; make it wider"
         )
     return chosen
 

@@ -100,7 +100,10 @@ class Settings:
         if self.calibrated is not None and self.samples == 1:
             raise InputError("calibrated: expected at least 2 samples, got 1: there is no interval to scale")
         if self.mask is None and (self.acceleration is not None or self.mask_options):
-            raise InputError("acceleration: expected a mask to undersample with, got none; give mask='random', say")
+            raise InputError(
+                "acceleration: expected a mask to undersample with, got none; give mask='random', say, or for CT "
+                "views, angular_range or dose in its place"
+            )
         if self.mask is not None:
             self._check_mask()
         return replace(

@@ -168,7 +168,7 @@ def test_an_image_of_its_own_size_does_not_follow_the_axis() -> None:
         (off_centre(40.0), {"rotation_centre": 90.0}, r"expected a bin from 0 to 79, got 90 \(as given\)"),
         (off_centre(40.0), {"rotation_centre": math.nan}, "expected a bin from 0 to 79, got nan"),
         (off_centre(40.0), {"rings": 10}, "rings: expected an odd number of bins, at least 3, got 10"),
-        (off_centre(40.0), {"rings": 101}, "at most 80, got 101"),
+        (off_centre(40.0), {"rings": 101}, "at most the 80 bins of the detector, got 101"),
     ],
 )
 def test_axes_and_rings_that_cannot_be(scan: CTScan, arguments: dict[str, Any], message: str) -> None:
@@ -230,6 +230,7 @@ def test_views_and_ranges() -> None:
         ({"views": 21, "angular_range": (0.0, 57.0)}, "expected 1 to 20, as the scan has in that range, got 21"),
         ({"angular_range": (0.0, 200.0)}, "within 0 to 177, .* got 0 to 200"),
         ({"angular_range": (-20.0, 60.0)}, "got -20 to 60"),
+        ({"angular_range": (4.0, 5.0)}, "a view in it, got 4 to 5 degrees, and views are about 3 apart"),
     ],
 )
 def test_what_the_scan_does_not_have_is_refused(asked: dict[str, Any], message: str) -> None:
@@ -287,3 +288,16 @@ def test_projections_without_noise_or_object_are_refused() -> None:
         prepare(CTScan(torch.ones(1, 60, 56), PARALLEL, GRID, is_counts=True))
     with pytest.raises(InputError, match="finite"):
         prepare(CTScan(torch.full((1, 60, 56), torch.nan), PARALLEL, GRID, photons=1e4))
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        (Grid((64, 64), 40.0), "geometry: in view 0 the source is inside the image grid"),
+        (Grid((64, 64), 0.1, (5000.0, 5000.0)), "geometry: no ray meets the image grid"),
+    ],
+)
+def test_rays_and_grid_that_do_not_fit_are_told(grid: Grid, said: str) -> None:
+    scan = replace(fan_scan(), grid=grid)
+    with pytest.raises(InputError, match=said):
+        reconstruct(scan, method="fbp")

@@ -9,7 +9,7 @@ import torch
 
 from operators.ct import FanBeam, Grid, ParallelBeam, ViewVectors, XRay
 from recon.ct import CTScan, logarithm, noise_of
-from recon.ct_simulation import WATER, low_dose, photon_counts, simulate, strip_integrals, thin
+from recon.ct_simulation import WATER, clinical_fan, low_dose, photon_counts, simulate, strip_integrals, thin
 from recon.errors import InputError, ReconError
 from recon.io import from_projections
 
@@ -80,7 +80,7 @@ def test_low_dose_of_counts(gain: float) -> None:
     # 2560 bins: the mean to sqrt(368) / sqrt(2560) = 0.4, the variance to sqrt(2 / 2560) = 2.8 %
     assert float(signal.mean()) == pytest.approx(1000 / math.e, abs=1.6)
     assert float(signal.var()) == pytest.approx(1000 / math.e, rel=0.12)
-    assert "0.1 of the dose" in low.notes[-1]
+    assert "0.1 of the dose; all of it: noise: " in low.notes[-1]
 
 
 @pytest.mark.parametrize("is_counts", [True, False])
@@ -281,3 +281,10 @@ def test_what_cannot_be_simulated_is_refused_before_the_work(
     assert isinstance(result.exception, ReconError)
     assert said in str(result.exception)
     assert not Path("scan.npz").exists()
+
+
+def test_a_clinical_fan_has_views_and_stays_clear_of_its_source() -> None:
+    with pytest.raises(InputError, match="views: expected at least 1, got 0"):
+        clinical_fan(Grid((64, 64), 1.0), views=0)
+    with pytest.raises(InputError, match=r"image: expected a radius below 487 mm, .* got 653 mm"):
+        clinical_fan(Grid((64, 64), 20.0), views=9)

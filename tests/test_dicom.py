@@ -265,13 +265,15 @@ def write_projection(path: Path, rows: np.ndarray, phi: float, z: float, shape: 
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
     dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    dataset.Rows, dataset.Columns = rows.shape
+    dataset.Rows, dataset.Columns = rows.shape[::-1]  # detector columns go down, rows are next to each other
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
     dataset.RescaleSlope, dataset.RescaleIntercept = "0.00002", "-0.2"
-    dataset.PixelData = np.rint((rows + 0.2) / 0.00002).astype("<u2").tobytes()
+    dataset.PixelData = np.rint((rows + 0.2) / 0.00002).astype("<u2").T.tobytes()
     for tag, vr, value in (
         ((0x7029, 0x1002), "FL", SPACING),
+        ((0x7029, 0x1010), "US", rows.shape[0]),
+        ((0x7029, 0x1011), "US", rows.shape[1]),
         ((0x7029, 0x100B), "CS", shape),
         ((0x7031, 0x1001), "FL", phi),
         ((0x7031, 0x1002), "FL", z),
@@ -319,6 +321,22 @@ def test_projections_by_their_specification(tmp_path: Path, shape: str) -> None:
         for data in torch.as_tensor(scan.projections[:]):
             # edges of pixels: measured 1 %; a mirror image, or the central element a bin off, gives above 10 %
             assert float((projected - data).norm() / data.norm()) < 0.03
+
+
+def test_pixels_of_the_detector_may_lie_either_way(tmp_path: Path) -> None:
+    paths = projections(tmp_path / "scan")
+    expected = torch.as_tensor(load(tmp_path / "scan").projections[:])  # type: ignore[union-attr]
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        pixels = dataset.pixel_array.T
+        dataset.Rows, dataset.Columns = pixels.shape
+        dataset.PixelData = pixels.tobytes()
+        dataset.save_as(path)
+    assert torch.equal(torch.as_tensor(load(tmp_path / "scan").projections[:]), expected)  # type: ignore[union-attr]
+    dataset[0x7029, 0x1011].value = BINS + 1
+    dataset.save_as(paths[-1])
+    with pytest.raises(InputError, match=r"expected 65 columns x 2 rows of pixels, .* came 2 x 64"):
+        load(tmp_path / "scan")
 
 
 def test_projections_that_are_not_read(tmp_path: Path) -> None:

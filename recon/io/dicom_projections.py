@@ -28,6 +28,8 @@ from recon.io.projection_arrays import from_projections
 LAYOUT = "DICOM-CT-PD"
 ELEMENTS = {
     "DetectorElementTransverseSpacing": (0x7029, 0x1002),
+    "NumberofDetectorRows": (0x7029, 0x1010),
+    "NumberofDetectorColumns": (0x7029, 0x1011),
     "DetectorShape": (0x7029, 0x100B),
     "DetectorFocalCenterAngularPosition": dicom.PROJECTION_ANGLE,
     "DetectorFocalCenterAxialPosition": (0x7031, 0x1002),
@@ -35,6 +37,7 @@ ELEMENTS = {
     "ConstantRadialDistance": (0x7031, 0x1031),
     "DetectorCentralElement": (0x7031, 0x1033),
 }
+_WHOLE = {ELEMENTS["NumberofDetectorRows"], ELEMENTS["NumberofDetectorColumns"]}
 SHIFTS = {"SourceAngularPositionShift": (0x7033, 0x100B), "SourceRadialDistanceShift": (0x7033, 0x100D)}
 PHOTONS, LOG, WATER = (0x7033, 0x1065), (0x7039, 0x1009), (0x7041, 0x1001)
 SHAPES = {"CYLINDRICAL": True, "FLAT": False}
@@ -56,13 +59,14 @@ def read(path: Path) -> CTScan:
     """Read an axial scan.
 
     The bins are those of the detector row that the source is level with; between two rows their mean weighted by
-    nearness is taken. Line integrals only: projections whose logarithm was not taken have no flats in this format.
+    nearness is taken. Pixels lie as (column, row), the rows next to each other; (row, column) is read too. Line
+    integrals only: projections whose logarithm was not taken have no flats in this format.
 
     Raises
     ------
     InputError
-        An element is missing, the scan is a helix, positions have different views, the focal spot flies in the plane,
-        the detector is spherical, or the logarithm was not taken.
+        An element is missing, pixels are no detector's, the scan is a helix, positions have different views, the
+        focal spot flies in the plane, the detector is spherical, or the logarithm was not taken.
     """
     found = list(dicom.datasets(path))
     views = [d for d in found if dicom.PROJECTION_ANGLE in d]
@@ -124,7 +128,7 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
     )
     photons = np.concatenate([np.ravel(np.asarray(_value(d, PHOTONS, np.nan), float)) for d in views])
     water = _value(views[0], WATER, None)
-    rows, notes = int(views[0].Rows), []
+    rows, notes = int(_element(views[0], "NumberofDetectorRows")), []
     if rows > 1:
         notes.append(f"Of {rows} detector rows the one level with the source was taken.")
     if photons.max() > 1.1 * photons.min():
@@ -146,7 +150,7 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
 
 def _row(view: Any, row: float, name: str) -> np.ndarray:
     """(bin,) at a row, which may lie between two."""
-    image = view.pixel_array * float(view.get("RescaleSlope", 1)) + float(view.get("RescaleIntercept", 0))
+    image = _detector(view, name) * float(view.get("RescaleSlope", 1)) + float(view.get("RescaleIntercept", 0))
     if not 0 <= row <= len(image) - 1:
         raise InputError(f"{name}: expected a central element within {len(image)} rows, came row {row + 1:g}")
     low = int(row)
@@ -154,15 +158,30 @@ def _row(view: Any, row: float, name: str) -> np.ndarray:
     return ((1 - part) * image[low] + part * image[high]).astype(np.float32)
 
 
+def _detector(view: Any, name: str) -> np.ndarray:
+    """(row, column) of a view."""
+    pixels: np.ndarray = view.pixel_array
+    rows, columns = (int(_element(view, f"NumberofDetector{axis}")) for axis in ("Rows", "Columns"))
+    if pixels.shape == (columns, rows):
+        return pixels.T
+    if pixels.shape == (rows, columns):
+        return pixels
+    raise InputError(
+        f"{name}: expected {columns} columns x {rows} rows of pixels, as NumberofDetectorColumns and -Rows say, came "
+        f"{' x '.join(map(str, pixels.shape))}"
+    )
+
+
 def _value(dataset: Any, tag: tuple[int, int], default: Any) -> Any:
-    """An element's value, also where its VR is unknown to the reader (UN: bytes of 32-bit floats, or a text)."""
+    """An element's value, also where its VR is unknown to the reader (UN: bytes of 32-bit floats, 16-bit whole numbers,
+    or a text)."""
     if tag not in dataset:
         return default
     value = dataset[tag].value
     if isinstance(value, bytes):
         if tag in (ELEMENTS["DetectorShape"], LOG, WATER):
             return value.decode(errors="replace").strip("\0 ")
-        numbers = np.frombuffer(value, "<f4")
+        numbers = np.frombuffer(value, "<u2" if tag in _WHOLE else "<f4")
         return numbers if len(numbers) > 1 else float(numbers[0])
     return value
 

@@ -233,16 +233,26 @@ def angles_of(entries: Mapping[str, Any], name: str) -> torch.Tensor:
     if ("angles" in entries) == ("angles_degrees" in entries):
         raise InputError(f"{name}: expected either angles (radians) or angles_degrees, came both or none")
     if "angles" in entries:
-        return torch.tensor(entries["angles"], dtype=torch.float64)
+        return _numbers(entries["angles"], f"{name}: angles")
     degrees = entries["angles_degrees"]
     if not isinstance(degrees, dict):
-        found = torch.tensor(degrees, dtype=torch.float64)
+        found = _numbers(degrees, f"{name}: angles_degrees")
     elif set(degrees) == {"start", "stop", "views"}:
         check_kinds(degrees, f"{name}: angles_degrees")
+        if degrees["views"] < 1:
+            raise InputError(f"{name}: angles_degrees: expected at least 1 of views, came {degrees['views']}")
         found = torch.linspace(degrees["start"], degrees["stop"], degrees["views"], dtype=torch.float64)
     else:
         raise InputError(f"{name}: expected angles_degrees of start, stop and views, came {', '.join(degrees)}")
     return radians(found, name)
+
+
+def _numbers(values: Any, what: str) -> torch.Tensor:
+    """(n,) float64."""
+    try:
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what}: expected a list of numbers, came {str(values)[:60]}") from error
 
 
 def grid_of(entries: Mapping[str, Any], name: str) -> Grid | None:

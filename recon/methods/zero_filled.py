@@ -39,7 +39,9 @@ def combination(likelihood: Gaussian) -> Tensor:
         If the operator is not SENSE.
     """
     if not isinstance(likelihood.A, Sense):
-        raise InputError(f"zero-filled needs a SENSE operator, got {type(likelihood.A).__name__}")
+        raise InputError(
+            f"zero-filled: is for MRI with maps (SENSE), got {type(likelihood.A).__name__}; take fbp for CT"
+        )
     energy = likelihood.A.sens_maps.abs().square().sum(-likelihood.A.mask.ndim - 1)
     return torch.where(energy > 0, 1 / energy.where(energy > 0, 1.0), 0.0)
 

@@ -174,7 +174,10 @@ def check_settings(settings: Settings, scan: Scan) -> None:
     needed = scan_of(method_named(settings.method))
     for record, module in _MODALITIES.items():
         if record.__name__ == needed and module is not own:
-            raise InputError(f"{settings.method}: is for {module.NAME} scans, and {scan.name} is one of {own.NAME}")
+            raise InputError(
+                f"{settings.method}: is for {module.NAME} scans, and {scan.name} is one of {own.NAME}; take "
+                f"{' or '.join(own.METHODS[:3])}, say"
+            )
     shipped = own_prior(settings.method, own.PRIOR)
     if settings.prior is None and shipped != own.PRIOR and shipped not in names():
         raise InputError(

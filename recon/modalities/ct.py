@@ -47,7 +47,9 @@ def read(scan: CTScan, index: int, device: str) -> CTScan:
 
 
 def adjusted(scan: CTScan, settings: Settings) -> CTScan:
-    centre = settings.rotation_centre
+    centre, rings, bins = settings.rotation_centre, settings.rings, scan.geometry.bins
+    if rings is not None and rings > bins:
+        raise InputError(f"rings: expected at most the {bins} bins of the detector, got {rings}")
     return scan if centre is None else centred(scan, None if centre == "find" else float(centre))
 
 
