@@ -13,9 +13,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from .calibrated import full_arguments
+from .ct_heads import HeadScans
 from .errors import InputError
 from .io.writers import run_record, write_run
 from .methods import check_options, method_named, options_of
+from .modalities import check_settings, ct, mri
 from .pipeline import Progress, load_prior
 from .records import TUNED
 from .series import Series, against_truth, each, kept_until_done
@@ -37,7 +39,7 @@ def tune(
     prior: str | None = None,
     steps: int | None = None,
     images: int = 4,
-    distribution: Distribution | None = None,
+    distribution: Distribution | HeadScans | None = None,
     seed: int = 0,
     device: str = "cpu",
     precision: str = "float32",
@@ -56,10 +58,10 @@ def tune(
     out : the record (JSON), for `reconstruct(..., tuned=out)`.
     grid : option -> the values to try.
     options : that are fixed.
-    masks, accelerations : each with each.
+    masks, accelerations : each with each; of CT the masks are views, range and dose, as of `recon benchmark`.
     method ... precision : see recon.settings.Settings.
     images : simulated scans.
-    distribution : of the simulated scans.
+    distribution : of the simulated scans; of CT by default where the masks are.
     seed : of all that is drawn.
 
     Returns
@@ -84,7 +86,6 @@ def tune(
     common = Settings(
         method=method,
         options=dict(options or {}),
-        mask=masks[0],
         samples=samples,
         prior=prior,
         steps=steps,
@@ -93,14 +94,18 @@ def tune(
         precision=precision,
         check=False,
     )
-    cells = [
-        replace(common, mask=mask, acceleration=float(acceleration)).resolved()
-        for mask, acceleration in itertools.product(masks, accelerations)
-    ]
     for combination in combinations:
         check_options(method, combination)
-    where = distribution or Distribution()
+    where = distribution or (HeadScans() if set(masks) <= set(ct.PARTS) else Distribution())
+    modality = ct if isinstance(where, HeadScans) else mri
     series = Series(Path(folder), on, distribution=where, seed=seed)
+    cells = [
+        replace(common, **modality.undersampling(series[0], mask, float(acceleration), {})).resolved(
+            prior=modality.PRIOR
+        )
+        for mask, acceleration in itertools.product(masks, accelerations)
+    ]
+    check_settings(cells[0], series[0])
     card = load_prior(cells[0].prior, cells[0])[1] or {}
     key = {"distribution": asdict(where), "prior": card.get("sha256"), "files": series.checksums()}
     with kept_until_done(Path(out), key, overwrite=overwrite) as parts:

@@ -1,5 +1,6 @@
-"""Simulated CT scans of heads, and `recon calibrate` on them."""
+"""Simulated CT scans of heads, and `recon tune` and `recon calibrate` on them."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from recon.cli import app
 from recon.ct_heads import FIELD, HeadScans
 from recon.errors import InputError
 from recon.metrics import object_mask
+from recon.records import tuned_options
 from recon.series import Series
 from recon.settings import Settings
 from recon.training_volumes import label_volume
+from recon.tune import tune
 
 pytestmark = pytest.mark.filterwarnings("ignore:the detector ends")  # few bins: 8 at its ends are much of the image
 
@@ -94,6 +97,49 @@ def test_the_object_is_the_reference_of_a_part() -> None:
     assert result.run["reference"] == "in the file"
 
 
+# Tuning
+
+
+def test_tuning_takes_the_best_of_the_grid(labels: Path, tmp_path: Path) -> None:
+    call: dict[str, Any] = {"method": "sirt", "grid": {"iterations": [2, 30]}, "images": 2, "accelerations": [3, 5]}
+    record = tune(labels, out=tmp_path / "sirt.json", on=["a_*"], masks=["views"], distribution=SMALL, **call)
+    series, found = Series(labels, ["a_*"], distribution=SMALL, seed=0), {}
+    for iterations in (2, 30):
+        runs = itertools.product(range(2), (20, 12))
+        quality = []
+        for i, views in runs:
+            scan = series[i]
+            result = recon.reconstruct(scan, method="sirt", options={"iterations": iterations}, views=views)
+            truth = torch.as_tensor(scan.reference[:])  # type: ignore[index]
+            quality.append(recon.metrics.psnr_scaled(truth, result.mean, object_mask(truth)))
+        found[iterations] = sum(quality) / 4
+    table = {row["options"]["iterations"]: row["psnr_scaled"] for row in record["table"]}
+    assert table == pytest.approx(found, rel=1e-6)
+    assert record["options"] == {"iterations": 30}
+
+
+def test_the_command_tunes_on_doses(labels: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fbp.json"
+    arguments = ["tune", str(labels), "--on", "a_*", "--method", "fbp", "--set-grid", "cutoff=0.3,1", "--images", "1"]
+    arguments += [
+        "--masks",
+        "dose",
+        "--accelerations",
+        "100",
+        "--shape",
+        "48,40",
+        "--photons",
+        "1e5",
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert tuned_options(out, method="fbp") == {"cutoff": 0.3}  # few photons: smooth
+    result = CliRunner().invoke(app, [*arguments, "--overwrite", "--masks", "dose,random"])
+    assert "--photons: expected none with scans of MRI" in str(result.exception)
+
+
 # Calibration
 
 
@@ -148,7 +194,7 @@ def test_the_command_calibrates_and_a_run_uses_it(labels: Path, tmp_path: Path) 
     ("arguments", "message"),
     [
         (["--views", "12", "--coils", "8", "--noise", "0.1"], "--coils, --noise: expected none with scans of CT"),
-        (["--photons", "1e5,2e5"], "--photons: expected none with scans of MRI; .* or give --views"),
+        (["--photons", "1e5,2e5"], "--photons: expected none with scans of MRI; .* or undersample as CT"),
         (["--dose", "0.1", "--mask", "random"], "is for MRI scans, and a_1.nii.gz 0 is one of CT"),
         (["--dose", "2"], "dose: expected a fraction"),
         (["--views", "12", "--photons", "5,2"], "photons: expected a range"),

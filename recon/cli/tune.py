@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 
 Folder = Annotated[Path, typer.Argument(help="Of NIfTI files: FreeSurfer labels, or magnitude images.")]
 On = Annotated[list[str] | None, typer.Option(help="Patterns of file names to take; all by default.")]
-Shape = Annotated[str, typer.Option(help="Y,X of the simulated scans.")]
-Coils = Annotated[int, typer.Option(help="Of the simulated scans.")]
-Levels = Annotated[str, typer.Option(help="LOW,HIGH of the simulated noise, over the 99th percentile of the image.")]
+Shape = Annotated[str | None, typer.Option(help="Y,X of the simulated scans; 230,180, of CT 192,192.")]
+Coils = Annotated[int | None, typer.Option(help="MRI: of the simulated scans; 8.")]
+Levels = Annotated[
+    str | None, typer.Option(help="MRI: LOW,HIGH of the noise, over the 99th percentile of the image; 0.005,0.02.")
+]
+Photons = Annotated[str | None, typer.Option(help="CT: LOW,HIGH of the photons in a bin without object; 1e5,4e5.")]
 
 
 def calibrate(
@@ -53,12 +56,10 @@ def calibrate(
     alpha: Annotated[float, typer.Option(help="Part of the object's pixels that may lie outside.")] = 0.1,
     images: Annotated[int, typer.Option(help="To calibrate on.")] = 45,
     test_images: Annotated[int | None, typer.Option(help="To test on; as many by default.")] = None,
-    shape: Annotated[str | None, typer.Option(help="Y,X of the simulated scans; 230,180, of CT 192,192.")] = None,
-    coils: Annotated[int | None, typer.Option(help="Of the simulated scans of MRI; 8.")] = None,
-    noise: Annotated[
-        str | None, typer.Option(help="MRI: LOW,HIGH over the 99th percentile of the image; 0.005,0.02.")
-    ] = None,
-    photons: Annotated[str | None, typer.Option(help="CT: LOW,HIGH, in a bin without object; 1e5,4e5.")] = None,
+    shape: Shape = None,
+    coils: Coils = None,
+    noise: Levels = None,
+    photons: Photons = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Device = "cpu",
     precision: Annotated[str, typer.Option(help="Of the prior's network: float32 or bf16.")] = "float32",
@@ -122,7 +123,7 @@ def _distribution(
     if given:
         raise InputError(
             f"{', '.join(given)}: expected none with scans of {'CT' if is_ct else 'MRI'}; leave it out"
-            + ("" if is_ct else ", or give --views, --angular-range or --dose")
+            + ("" if is_ct else ", or undersample as CT (--views, --angular-range, --dose; tune: --masks views)")
         )
     asked: dict[str, Any] = {
         "shape": None if shape is None else parse_shape(shape),
@@ -141,24 +142,26 @@ def tune(
     on: On = None,
     method: Annotated[str, typer.Option(help="See `recon methods`.")] = "dds",
     option: Options = None,
-    masks: Annotated[str, typer.Option(help="Kinds of masks, KIND,KIND.")] = "random",
+    masks: Annotated[str, typer.Option(help="Kinds of masks, KIND,KIND; of CT views, range, dose.")] = "random",
     accelerations: Annotated[str, typer.Option(help="Of each of them, NUMBER,NUMBER.")] = "4",
     samples: Annotated[int | None, typer.Option(help="For each image, for methods that draw them; 8.")] = None,
     prior: Prior = None,
     steps: Annotated[int | None, typer.Option(help="Noise levels of a sampler.")] = None,
     images: Annotated[int, typer.Option(help="Simulated scans.")] = 4,
-    shape: Shape = "230,180",
-    coils: Coils = 8,
-    noise: Levels = "0.005,0.02",
+    shape: Shape = None,
+    coils: Coils = None,
+    noise: Levels = None,
+    photons: Photons = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     device: Device = "cpu",
     precision: Annotated[str, typer.Option(help="Of the prior's network: float32 or bf16.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a record that is there.")] = False,
 ) -> None:
-    """Choose a method's options on simulated scans, whose truth is known."""
-    from ..simulation import Distribution
+    """Choose a method's options on simulated scans, whose truth is known: of MRI, or of CT."""
+    from ..modalities.ct import PARTS
     from ..tune import tune as run
 
+    is_ct = set(masks.split(",")) <= set(PARTS)
     with progress_bar() as progress:
         record = run(
             folder,
@@ -173,7 +176,7 @@ def tune(
             prior=prior,
             steps=steps,
             images=images,
-            distribution=Distribution(shape=parse_shape(shape), coils=coils, noise=parse_levels("--noise", noise)),
+            distribution=_distribution(is_ct, shape=shape, coils=coils, noise=noise, photons=photons),
             seed=seed,
             device=device,
             precision=precision,
