@@ -14,7 +14,7 @@ from recon.ct import PreparedCT, likelihood
 from recon.errors import InputError
 from recon.likelihood import Gaussian, PoissonTransmission
 from recon.methods import METHODS, scan_of
-from recon.methods.classical import total_variation
+from recon.methods.classical import image_noise, object_curvature, total_variation
 from recon.methods.fbp import fbp, fill
 from recon.methods.penalised import EdgePreserving, penalty_of, pwls, transmission
 from recon.methods.sart import os_sart, sirt
@@ -213,10 +213,22 @@ def test_transmission_counts_what_logarithms_lose() -> None:
     assert exact.grad(truth).abs().max() < 1e-12
 
 
+def test_the_unit_of_the_penalties_is_the_noise_in_the_object() -> None:
+    """Pixels without an object do not count, those of it by the variance that each alone would have."""
+    curvature = torch.tensor([1.0, 4.0, 100.0])
+    assert object_curvature(curvature, torch.tensor([0.0, 4.0, 0.0])) == pytest.approx(4)
+    assert object_curvature(curvature, torch.tensor([1.0, 4.0, -9.0])) == pytest.approx(2 / (1 + 1 / 4))
+    assert object_curvature(curvature, torch.zeros(3)) == pytest.approx(3 / (1 + 1 / 4 + 1 / 100))
+    # Three times as loud data have a third of the noise.
+    given = likelihood(scan(16, 8))
+    louder = Gaussian(3.0 * given.A, 3.0 * given.y, curvature=9.0 * given.curvature)  # type: ignore[operator]
+    assert image_noise(given) == pytest.approx(3 * image_noise(louder), rel=1e-5)
+
+
 def test_total_variation_of_attenuation_ends_at_its_minimum_and_is_not_negative() -> None:
     """The primal-dual method, which splits the problem in another way, finds nothing lower."""
     given = likelihood(scan(16, 8))
-    D, weight = FiniteDifference(given.A.domain), 0.1 * given.A.norm()
+    D, weight = FiniteDifference(given.A.domain), 0.1 / image_noise(given)
     x = total_variation(given)
     assert x.min() == 0
     other = pdhg(

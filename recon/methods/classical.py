@@ -116,14 +116,14 @@ def total_variation(
 ) -> Tensor:
     """Isotropic total variation; of attenuation (real images), with x >= 0.
 
-    min_x 1/2 ||A x - y||^2 + regularization ||A|| sum_pixels |grad x|.
+    min_x 1/2 ||A x - y||^2 + regularization / s sum_pixels |grad x|, s as `image_noise`.
 
     Complex images by the primal-dual hybrid gradient method, real ones by FISTA, whose momentum the badly conditioned
     operators of CT need. Every pixel has a step of its own where the likelihood knows its curvature.
 
     Parameters
     ----------
-    regularization : in units of the noise that a fully sampled image would have, as in `l1_wavelet`.
+    regularization : in units of the noise that a fully sampled image would have.
     ratio : of the dual to the primal step length, see `recon.solvers.pdhg`; of complex images.
 
     References
@@ -133,7 +133,7 @@ def total_variation(
     """
     A = likelihood.A
     norm, x0 = A.norm(), torch.zeros_like(likelihood.backprojection)
-    weight = regularization * norm
+    weight = regularization / image_noise(likelihood)
     if not A.domain.dtype.is_complex:
         return fista(
             likelihood.grad,
@@ -157,6 +157,29 @@ def total_variation(
         tolerance=tolerance,
         callback=callback,
     )
+
+
+def image_noise(likelihood: Gaussian) -> float:
+    """Standard deviation of the noise that a fully sampled image would have, as far as one number tells it: 1 / ||A||.
+
+    Where the likelihood knows its curvature that is of the object: in CT rays that miss it decide on ||A||.
+    """
+    if likelihood.curvature is None:
+        return 1 / likelihood.A.norm()
+    return object_curvature(likelihood.curvature, likelihood.backprojection) ** -0.5
+
+
+def object_curvature(curvature: Tensor, backprojection: Tensor) -> float:
+    """Harmonic mean over the object, which the back-projection over the curvature shows, blurred; over all if nothing.
+
+    Parameters
+    ----------
+    curvature, backprojection : A^T A 1 and A^T y, of the same shape.
+    """
+    curvature = curvature.clamp(min=1e-3 * float(curvature.max()))
+    there = (backprojection / curvature).clamp(min=0)
+    there = there if float(there.sum()) > 0 else torch.ones_like(there)
+    return float(there.sum() / (there / curvature).sum())
 
 
 def _steps(likelihood: Gaussian, norm: float) -> float | Tensor:

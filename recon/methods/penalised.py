@@ -13,6 +13,7 @@ from ..ct import PreparedCT
 from ..errors import InputError
 from ..likelihood import PoissonTransmission
 from ..solvers import Callback
+from .classical import object_curvature
 from .fbp import fbp
 from .subsets import Subset, check_ct, inverse, ordered_subsets
 
@@ -81,7 +82,7 @@ def pwls(
     """Penalised weighted least squares by ordered subsets and momentum, from filtered back-projection.
 
     min_x 1/2 ||A x - p||_W^2 + regularization c R(x), R as `EdgePreserving` of width delta, W the inverse variance
-    of line integrals, and c the mean curvature of the data term, 1^T A^T W A 1 / pixels.
+    of line integrals, and c the curvature of the data term in the object, see `object_curvature`.
 
     Separable quadratic surrogates with momentum, on subsets in the first eighth of the iterations. That is fast, and
     ends beside the minimum, farther the longer it lasts; the rest, on all views with momentum begun anew, goes there.
@@ -200,7 +201,9 @@ def penalty_of(scan: PreparedCT, regularization: float, delta: float) -> EdgePre
     """R of weight regularization c; raises InputError if delta is not above 0."""
     if not 0 < delta < math.inf:
         raise InputError(f"penalty: expected delta, the smallest difference of an edge, above 0, got {delta:g}")
-    return EdgePreserving(regularization * float(data_curvature(scan).mean()), delta)
+    (whole,) = ordered_subsets(scan, 0)
+    seen = whole.A.adjoint(scan.weights * scan.line_integrals)
+    return EdgePreserving(regularization * object_curvature(data_curvature(scan), seen), delta)
 
 
 def start(scan: PreparedCT, nonnegative: bool) -> Tensor:
