@@ -187,7 +187,7 @@ def test_zero_filled_is_the_image_of_least_variance() -> None:
     x = zero_filled(problem)
     assert (x[..., :2] == 0).all()
     assert problem.grad(x).norm() < 1e-12 * problem.backprojection.norm()  # float64 rounding
-    with pytest.raises(InputError, match="zero-filled: is for MRI with maps .SENSE., got Matrix"):
+    with pytest.raises(InputError, match=r"zero-filled: is for MRI with maps .SENSE., got Matrix"):
         zero_filled(Gaussian(Matrix(torch.eye(3)), torch.ones(3)))
 
 
