@@ -205,7 +205,8 @@ def test_transfer_covers_what_is_calibrated_and_says_how_sure_that_is() -> None:
     assert found(1.0)[2] < 0.9
 
 
-RECORDS = sorted((Path(__file__).parents[1] / "benchmarks" / "results" / "calibration").glob("*-*-*.json"))
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+RECORDS = sorted(path for folder in ("calibration", "ct-calibration") for path in (RESULTS / folder).glob("*-*.json"))
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -213,6 +214,6 @@ def test_calibrations_that_are_kept_serve_runs_as_they_were_made(path: Path) -> 
     """By default options: a default that changes must not leave them behind."""
     calibration = load_calibration(path)
     given = calibration.arguments
-    names = ("method", "mask", "acceleration", "samples", "precision", "steps")
-    settings = Settings(**{name: given[name] for name in names}).resolved()
+    names = ("method", "mask", "acceleration", "views", "angular_range", "dose", "samples", "precision", "steps")
+    settings = Settings(**{name: given[name] for name in names}).resolved(prior=calibration.prior["name"])
     assert calibration.check(settings, priors.load(calibration.prior["name"]).card) == ""
