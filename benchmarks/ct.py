@@ -333,6 +333,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for part, known in {
         "methods": [name for study in STUDIES.values() for name in study.methods],
         "settings": [name for study in STUDIES.values() for name in study.settings],
+        "scans": [name for study in STUDIES.values() for name in study.load(arguments.data)],
     }.items():
         if unknown := set(getattr(arguments, part) or ()) - set(known):
             names_known = ", ".join(dict.fromkeys(known))

@@ -24,6 +24,7 @@ from benchmarks import peers
 from benchmarks.ct import HEAD_SLICES, head, table
 from benchmarks.ct_scores import head_score
 from recon.calibrated import load_calibration
+from recon.errors import InputError
 from recon.io.atomic import atomic
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +36,7 @@ def measured(path: Path, data: Path) -> dict[str, float]:
     found = []
     for index in HEAD_SLICES:
         scan = head(data / "ct" / "dcm_qa_ct_GE_head_28.tar.xz", index)()
-        names = ("method", "options", "samples", "steps", "views", "angular_range", "dose", "precision")
+        names = ("method", "options", "samples", "prior", "steps", "views", "angular_range", "dose", "precision")
         settings = {name: asked[name] for name in names if asked[name] is not None}
         for calibrated in (None, path):
             result = recon.reconstruct(scan, check=False, calibrated=calibrated, **settings)
@@ -58,6 +59,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for path in sorted((RESULTS / "ct-calibration").glob("*.json")):
         record = json.loads(path.read_text())
         calibration, test = record["calibration"], record["test"]
+        if test is None:
+            raise InputError(f"{path}: expected a calibration with a test, came one without; calibrate with --test")
         figures = {
             "factor": record["factor"],
             "simulated heads: outside before": 100 * test["risk"]["before"],

@@ -32,7 +32,7 @@ GUARANTEE = (
     "At most {alpha:g} % of the object's pixels lie outside the intervals times the factor, in expectation over the "
     "{images} images of the calibration and one further image that is exchangeable with them (conformal risk control: "
     "n / (n + 1) R + 1 / (n + 1) <= alpha): one simulated in the same way, of the same subjects. For other "
-    "subjects, masks, or measured scans it is no guarantee."
+    "subjects, undersampling or doses, or measured scans it is no guarantee."
 )
 
 # Factors at which the mean risk is told.

@@ -27,7 +27,9 @@ class Gaussian:
     ----------
     A : operator from images to data.
     y : (batch..., *A.codomain.shape); the data, of the operator's codomain.
-    curvature : (*A.domain.shape), as that of A^H A, which preconditions `solve` and `draw`; None for none.
+    curvature : (*A.domain.shape), of separable quadratics above the data term (diag(curvature) - A^H A >= 0), such as
+        A^T A 1 of an A without negative entries. It preconditions `solve` and `draw`, and gives steps to gradient
+        methods (TV, DPS). None for none.
     iterations : of conjugate gradients that a sampler may take for `solve`: a few where A is well conditioned.
 
     Raises

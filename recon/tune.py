@@ -96,7 +96,10 @@ def tune(
     )
     for combination in combinations:
         check_options(method, combination)
-    where = distribution or (HeadScans() if set(masks) <= set(ct.PARTS) else Distribution())
+    of_ct = set(masks) & set(ct.PARTS)
+    if of_ct and of_ct != set(masks):
+        raise InputError(f"tuning: expected masks of MRI or those of CT ({', '.join(ct.PARTS)}), got both: {masks}")
+    where = distribution or (HeadScans() if of_ct else Distribution())
     modality = ct if isinstance(where, HeadScans) else mri
     series = Series(Path(folder), on, distribution=where, seed=seed)
     cells = [
@@ -120,7 +123,8 @@ def tune(
         ]
         best = max(table, key=lambda row: float(row["psnr_scaled"]))["options"]
         record = run_record(
-            arguments=full_arguments(cells[0]) | {"mask": list(masks), "acceleration": list(accelerations)},
+            arguments=full_arguments(common.resolved(prior=modality.PRIOR))
+            | {"mask": list(masks), "acceleration": list(accelerations)},
             seed=seed,
             device=device,
             timings={"all": sum(o["seconds"] for o in outcomes), "image": mean(o["seconds"] for o in outcomes)},

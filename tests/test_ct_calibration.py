@@ -116,6 +116,10 @@ def test_tuning_takes_the_best_of_the_grid(labels: Path, tmp_path: Path) -> None
     table = {row["options"]["iterations"]: row["psnr_scaled"] for row in record["table"]}
     assert table == pytest.approx(found, rel=1e-6)
     assert record["options"] == {"iterations": 30}
+    asked = record["arguments"]
+    assert (asked["mask"], asked["acceleration"], asked["views"]) == (["views"], [3, 5], None)
+    with pytest.raises(InputError, match=r"masks of MRI or those of CT .* got both: \['views', 'random'\]"):
+        tune(labels, out=tmp_path / "b.json", masks=["views", "random"], **call)
 
 
 def test_the_command_tunes_on_doses(labels: Path, tmp_path: Path) -> None:

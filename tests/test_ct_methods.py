@@ -10,6 +10,7 @@ from torch import Tensor
 
 from operators.basic import FiniteDifference
 from operators.ct import Grid, ParallelBeam, ViewVectors, XRay
+from operators.linop import Matrix
 from recon.ct import PreparedCT, likelihood
 from recon.errors import InputError
 from recon.likelihood import Gaussian, PoissonTransmission
@@ -214,15 +215,30 @@ def test_transmission_counts_what_logarithms_lose() -> None:
 
 
 def test_the_unit_of_the_penalties_is_the_noise_in_the_object() -> None:
-    """Pixels without an object do not count, those of it by the variance that each alone would have."""
+    """Pixels without an object do not count, those of it by the inverse of their curvature."""
     curvature = torch.tensor([1.0, 4.0, 100.0])
     assert object_curvature(curvature, torch.tensor([0.0, 4.0, 0.0])) == pytest.approx(4)
     assert object_curvature(curvature, torch.tensor([1.0, 4.0, -9.0])) == pytest.approx(2 / (1 + 1 / 4))
     assert object_curvature(curvature, torch.zeros(3)) == pytest.approx(3 / (1 + 1 / 4 + 1 / 100))
+    prepared = scan(16, 8)
+    given, dtype = likelihood(prepared), prepared.weights.dtype
+    data = XRay(prepared.geometry, prepared.grid, dtype=dtype)
+    of_pixels = data.adjoint(prepared.weights * data(torch.ones(prepared.grid.shape, dtype=dtype)))
+    expected = object_curvature(of_pixels, data.adjoint(prepared.weights * prepared.line_integrals))
+    expected *= prepared.scale**2
+    assert image_noise(given) ** -2 == pytest.approx(expected, rel=1e-4)
+    assert image_noise(given) > 1.1 / given.A.norm()
+    assert penalty_of(prepared, 0.5, 0.1).weight == pytest.approx(0.5 * expected, rel=1e-5)
     # Three times as loud data have a third of the noise.
-    given = likelihood(scan(16, 8))
     louder = Gaussian(3.0 * given.A, 3.0 * given.y, curvature=9.0 * given.curvature)  # type: ignore[operator]
     assert image_noise(given) == pytest.approx(3 * image_noise(louder), rel=1e-5)
+
+
+def test_total_variation_of_complex_images_may_know_their_curvature() -> None:
+    A = Matrix(torch.tensor([[2.0, 0.0], [0.0, 2.0]], dtype=torch.complex128))
+    y = torch.tensor([2.0, 2.0j], dtype=torch.complex128)
+    known = Gaussian(A, y, curvature=torch.tensor([4.0, 4.0]).double())
+    assert torch.allclose(total_variation(known), total_variation(Gaussian(A, y)), rtol=1e-6)
 
 
 def test_total_variation_of_attenuation_ends_at_its_minimum_and_is_not_negative() -> None:

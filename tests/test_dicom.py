@@ -51,7 +51,7 @@ def test_images_without_a_position_are_left_out_and_told(tmp_path: Path) -> None
     dataset.save_as(tmp_path / "capture.dcm")
     found = read_images(tmp_path, gaps=True)
     assert np.array_equal(found.hu, hu)
-    assert "1 images of the series have no position" in found.notes[-1]
+    assert "Left out: 1 of the series' images, without a position" in found.notes[-1]
 
 
 def test_a_series_is_sorted_by_position_and_scaled(tmp_path: Path) -> None:

@@ -323,7 +323,10 @@ def test_threads_of_the_gpu_add_up_to_plain_torch(harness: ctypes.CDLL, geometry
 @pytest.mark.parametrize("packaged", [False, True])
 def test_cuda_compiles(packaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if packaged:  # as where pip brought the compiler, and no toolkit is installed
-        monkeypatch.setenv("PATH", os.defpath)
+        tools = {name: shutil.which(name) for name in ("g++", "gcc", "sh", "ld", "as")}
+        for name, path in tools.items():
+            (tmp_path / name).symlink_to(path or os.devnull)
+        monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     compiler = libraries._nvcc()
     if compiler is None:

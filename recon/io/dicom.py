@@ -128,7 +128,8 @@ def read_images(path: str | Path, *, series: str | None = None, gaps: bool = Fal
             else:
                 placeless[uid] += 1
     if not found:
-        raise InputError(f"{path}: expected a series of CT images (DICOM), came none; give their folder")
+        came = f"{placeless.total()} images without ImagePositionPatient" if placeless else "none"
+        raise InputError(f"{path}: expected a series of CT images (DICOM), came {came}; give their folder")
     if series is None and len(found) > 1:
         sizes = ", ".join(f"{uid} ({len(slices)} slices)" for uid, slices in found.items())
         raise InputError(f"{path}: expected one series, came {len(found)} mixed: {sizes}; name one of them (series)")
@@ -138,7 +139,7 @@ def read_images(path: str | Path, *, series: str | None = None, gaps: bool = Fal
     images = stack(found[series], name=path.name, gaps=gaps)
     if not placeless[series]:
         return images
-    left = f"{placeless[series]} images of the series have no position (a screen capture, say): they were left out."
+    left = f"Left out: {placeless[series]} of the series' images, without a position (a screen capture, say)."
     return replace(images, notes=(*images.notes, left))
 
 

@@ -59,8 +59,8 @@ def read(path: Path) -> CTScan:
     """Read an axial scan.
 
     The bins are those of the detector row that the source is level with; between two rows their mean weighted by
-    nearness is taken. Pixels lie as (column, row), the rows next to each other; (row, column) is read too. Line
-    integrals only: projections whose logarithm was not taken have no flats in this format.
+    nearness is taken. Pixels lie as (column, row), the rows next to each other; (row, column) is read too, where that
+    can be told. Line integrals only: projections whose logarithm was not taken have no flats in this format.
 
     Raises
     ------
@@ -115,7 +115,8 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
             f"{name}: expected the same angles at each table position, came different ones; read one of them"
         )
     column, row = (float(v) for v in _common(views, "DetectorCentralElement", name))  # both from 1
-    projections = np.stack([[_row(view, row - 1, name) for view in group] for group in groups])
+    detector = (_count(views, "NumberofDetectorRows", name), _count(views, "NumberofDetectorColumns", name))
+    projections = np.stack([[_row(view, row - 1, detector, name) for view in group] for group in groups])
     spacing = float(_common(views, "DetectorElementTransverseSpacing", name))
     geometry = FanBeam(
         -torch.from_numpy(turns[0]),  # counter-clockwise from 12 o'clock; our angles turn the source the other way
@@ -128,7 +129,7 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
     )
     photons = np.concatenate([np.ravel(np.asarray(_value(d, PHOTONS, np.nan), float)) for d in views])
     water = _value(views[0], WATER, None)
-    rows, notes = int(_element(views[0], "NumberofDetectorRows")), []
+    rows, notes = detector[0], []
     if rows > 1:
         notes.append(f"Of {rows} detector rows the one level with the source was taken.")
     if photons.max() > 1.1 * photons.min():
@@ -148,9 +149,16 @@ def scan_of(views: Sequence[Any], name: str) -> CTScan:
     )
 
 
-def _row(view: Any, row: float, name: str) -> np.ndarray:
+def _count(views: Sequence[Any], element: str, name: str) -> int:
+    value = _common(views, element, name)
+    if value is None or not int(value) >= 1:
+        raise InputError(f"{name}: expected {element} of at least 1, came {value}")
+    return int(value)
+
+
+def _row(view: Any, row: float, shape: tuple[int, int], name: str) -> np.ndarray:
     """(bin,) at a row, which may lie between two."""
-    image = _detector(view, name) * float(view.get("RescaleSlope", 1)) + float(view.get("RescaleIntercept", 0))
+    image = _detector(view, shape, name) * float(view.get("RescaleSlope", 1)) + float(view.get("RescaleIntercept", 0))
     if not 0 <= row <= len(image) - 1:
         raise InputError(f"{name}: expected a central element within {len(image)} rows, came row {row + 1:g}")
     low = int(row)
@@ -158,10 +166,14 @@ def _row(view: Any, row: float, name: str) -> np.ndarray:
     return ((1 - part) * image[low] + part * image[high]).astype(np.float32)
 
 
-def _detector(view: Any, name: str) -> np.ndarray:
+def _detector(view: Any, shape: tuple[int, int], name: str) -> np.ndarray:
     """(row, column) of a view."""
-    pixels: np.ndarray = view.pixel_array
-    rows, columns = (int(_element(view, f"NumberofDetector{axis}")) for axis in ("Rows", "Columns"))
+    try:
+        pixels: np.ndarray = view.pixel_array
+    except Exception as error:  # whatever missing or broken pixels lead pydicom to
+        number = view.get("InstanceNumber")
+        raise InputError(f"{name}: expected whole pixels, view {number} came without ({error})") from error
+    rows, columns = shape
     if pixels.shape == (columns, rows):
         return pixels.T
     if pixels.shape == (rows, columns):

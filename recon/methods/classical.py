@@ -123,7 +123,7 @@ def total_variation(
 
     Parameters
     ----------
-    regularization : in units of the noise that a fully sampled image would have.
+    regularization : in units of `image_noise`, hence of the measured noise.
     ratio : of the dual to the primal step length, see `recon.solvers.pdhg`; of complex images.
 
     References
@@ -160,9 +160,10 @@ def total_variation(
 
 
 def image_noise(likelihood: Gaussian) -> float:
-    """Standard deviation of the noise that a fully sampled image would have, as far as one number tells it: 1 / ||A||.
+    """The unit of penalties: 1 / ||A||, the noise that a fully sampled image of MRI would have.
 
-    Where the likelihood knows its curvature that is of the object: in CT rays that miss it decide on ||A||.
+    Where the likelihood knows its curvature c it is c^(-1/2), c the mean in the object (`object_curvature`), of the
+    data that are given: in CT rays that miss the object decide on ||A||.
     """
     if likelihood.curvature is None:
         return 1 / likelihood.A.norm()
@@ -177,7 +178,8 @@ def object_curvature(curvature: Tensor, backprojection: Tensor) -> float:
     curvature, backprojection : A^T A 1 and A^T y, of the same shape.
     """
     curvature = curvature.clamp(min=1e-3 * float(curvature.max()))
-    there = (backprojection / curvature).clamp(min=0)
+    seen = backprojection.abs() if backprojection.is_complex() else backprojection.clamp(min=0)
+    there = seen / curvature
     there = there if float(there.sum()) > 0 else torch.ones_like(there)
     return float(there.sum() / (there / curvature).sum())
 

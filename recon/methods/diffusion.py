@@ -79,15 +79,15 @@ def start(likelihood: Gaussian, rng: Noise, image: Tensor | None = None) -> Tens
     return zeros + image
 
 
-def noisy_start(likelihood: Gaussian, rng: Noise, sigma: float, *, iterations: int = 0) -> Tensor:
+def noisy_start(likelihood: Gaussian, rng: Noise, sigma: float, *, iterations: int) -> Tensor:
     """Images with noise of level sigma for every sample, (n_samples, *domain): where a diffusion given y starts.
 
     They lie about E[x0 | y]. Noise alone will do where it hides images as a whole, not only their pixels; at a level
     below that a network sees an image of nothing in it, and its derivative shows no way to another. The mean is taken
-    for argmin nll(v) + ||v||^2 / (2 sigma^2), by conjugate gradients: see `iterations_of`.
+    for argmin nll(v) + ||v||^2 / (2 sigma^2), by so many conjugate gradients.
     """
     zeros = likelihood.A.domain.zeros(1)
-    mean = likelihood.solve(zeros, sigma**2, iterations=iterations or likelihood.iterations)
+    mean = likelihood.solve(zeros, sigma**2, iterations=iterations)
     return mean + sigma * rng.randn_like(start(likelihood, rng))
 
 

@@ -93,7 +93,7 @@ def dps(
     """
     check_inputs("dps", likelihood, denoiser, sigmas)
     rule = likelihood_rule(zeta, likelihood)
-    x = noisy_start(likelihood, rng, float(sigmas[0]))
+    x = noisy_start(likelihood, rng, float(sigmas[0]), iterations=likelihood.iterations)
     return guided_diffusion(rule, likelihood, denoiser, sigmas, x, rng=rng, callback=callback)
 
 

@@ -13,7 +13,7 @@ from ..likelihood import Gaussian
 from ..noise import Noise
 from ..solvers import Callback
 from .description import described
-from .diffusion import check_inputs, noisy_start, start
+from .diffusion import check_inputs, iterations_of, noisy_start, start
 from .dps import Constraint, dps_levels, dps_published_levels, guided_diffusion, likelihood_rule, norm_rule
 
 
@@ -47,7 +47,8 @@ def mcg(
     ----------
     sigmas : (steps + 1,) decreasing to 0; one network evaluation each, but for the 0.
     zeta : strength of the guidance, see `likelihood_rule`.
-    iterations : of the conjugate gradients in every projection; 0 for those of the likelihood, 5 of MRI and 20 of CT.
+    iterations : of the conjugate gradients at the start and in every projection; 0 for those of the likelihood, 5 of
+        MRI and 20 of CT.
     callback : called with the step and x.
 
     Returns
@@ -67,9 +68,9 @@ def mcg(
     Chung et al., NeurIPS 2022, equation 14, which projects as `mcg_hard` does.
     """
     check_inputs("mcg", likelihood, denoiser, sigmas)
-    rule = likelihood_rule(zeta, likelihood)
-    constraint = noisy_proximal(likelihood, rng=rng, iterations=iterations or likelihood.iterations)
-    x = noisy_start(likelihood, rng, float(sigmas[0]))
+    iterations, rule = iterations_of("mcg", likelihood, iterations), likelihood_rule(zeta, likelihood)
+    constraint = noisy_proximal(likelihood, rng=rng, iterations=iterations)
+    x = noisy_start(likelihood, rng, float(sigmas[0]), iterations=iterations)
     return guided_diffusion(rule, likelihood, denoiser, sigmas, x, rng=rng, constraint=constraint, callback=callback)
 
 

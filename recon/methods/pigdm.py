@@ -63,7 +63,8 @@ def pigdm(
     sigmas : (steps + 1,) decreasing to 0; one network evaluation each, but for the 0.
     eta : fraction of the noise of an ancestral step, from 0 (deterministic) to 1.
     spread : standard deviation per real component of images about their mean; the paper has 1.
-    iterations : of conjugate gradients in every step; 0 for those of the likelihood, 5 of MRI and 20 of CT.
+    iterations : of conjugate gradients at the start and in every step; 0 for those of the likelihood, 5 of MRI and 20
+        of CT.
     callback : called with the step and x0.
 
     Returns
