@@ -79,6 +79,14 @@ def test_a_part_of_the_cells_is_computed_and_all_are_reported(tmp_path: Path, mo
     count, whole = run()
     assert count == 8
     assert whole.count("| 30 views (1) |") == whole.count("| 45 views (1) |") == 2
-    for words in (["--only", "b"], ["--methods", "fbp"], ["--settings", "45 views", "--scans", "none"], ["--tables"]):
+    for words in (
+        ["--only", "b"],
+        ["--methods", "fbp"],
+        ["--settings", "45 views", "--scans", "ellipses"],
+        ["--tables"],
+    ):
         assert run(*words) == (8, whole)
+    for words in (["--methods", "dds"], ["--settings", "3 views"], ["--scans", "fbp"]):
+        with pytest.raises(SystemExit):
+            run(*words)
     assert {path.name for path in tmp_path.iterdir()} == {cells.name, report.name}

@@ -333,9 +333,26 @@ def test_pixels_of_the_detector_may_lie_either_way(tmp_path: Path) -> None:
         dataset.PixelData = pixels.tobytes()
         dataset.save_as(path)
     assert torch.equal(torch.as_tensor(load(tmp_path / "scan").projections[:]), expected)  # type: ignore[union-attr]
-    dataset[0x7029, 0x1011].value = BINS + 1
-    dataset.save_as(paths[-1])
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        dataset[0x7029, 0x1011].value = BINS + 1
+        dataset.save_as(path)
     with pytest.raises(InputError, match=r"expected 65 columns x 2 rows of pixels, .* came 2 x 64"):
+        load(tmp_path / "scan")
+
+
+def test_detectors_that_their_numbers_do_not_fit(tmp_path: Path) -> None:
+    path = projections(tmp_path / "scan")[0]
+    dataset = pydicom.dcmread(path)
+    for value, said in ((BINS + 1, "expected one NumberofDetectorColumns, came 2: 64, 65"), (None, "came 2")):
+        dataset[0x7029, 0x1011].value = value
+        dataset.save_as(path)
+        with pytest.raises(InputError, match=said):
+            load(tmp_path / "scan")
+    dataset[0x7029, 0x1011].value = BINS
+    del dataset.PixelData
+    dataset.save_as(path)
+    with pytest.raises(InputError, match="expected whole pixels"):
         load(tmp_path / "scan")
 
 
