@@ -97,8 +97,7 @@ def calibrate(
     ----------
     Angelopoulos, Bates, Fisch, Lei, Schuster, Conformal risk control, Proc ICLR (2024).
     """
-    is_ct = not (views is angular_range is dose is None)
-    where = distribution or (HeadScans() if is_ct else Distribution())
+    where = distribution or (HeadScans() if is_of_ct(views, angular_range, dose) else Distribution())
     modality = ct if isinstance(where, HeadScans) else mri
     settings = Settings(
         method=method,
@@ -143,6 +142,11 @@ def calibrate(
         }
         write_run(path, record, overwrite=overwrite)
     return path, record
+
+
+def is_of_ct(views: int | None, angular_range: object, dose: float | None) -> bool:
+    """Whether what is asked for is of CT: one of them is given."""
+    return not (views is angular_range is dose is None)
 
 
 def _record(

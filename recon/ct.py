@@ -159,9 +159,8 @@ def noise_of(scan: CTScan) -> NoiseLevel:
     Fourth differences between neighbours leave noise and some of the object: along the views, and along every second
     bin, since next ones share light. The one of less noise is taken; medians pass over edges. Counts that were too low
     for a logarithm are left out. Where views are few and the object is full of edges, photons are found too low, hence
-    noise too high: of a simulated head with 2e5 in 240 views 1.7e5, in 8 to 60 of them 1.0e5 to 1.1e5; at the base of
-    its skull with 1e5 in 720 views 9.9e4, in 8 to 60 of them 3.4e4. What stays in a bin through the views, and would
-    be rings, counts as noise there.
+    noise too high: of a simulated head with 2e5 in 240 views 1.7e5, in 30 of them 1.1e5, and 5.4e4 at the base of
+    its skull. What stays in a bin through the views, and would be rings, counts as noise there.
 
     Raises
     ------

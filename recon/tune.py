@@ -96,10 +96,7 @@ def tune(
     )
     for combination in combinations:
         check_options(method, combination)
-    of_ct = set(masks) & set(ct.PARTS)
-    if of_ct and of_ct != set(masks):
-        raise InputError(f"tuning: expected masks of MRI or those of CT ({', '.join(ct.PARTS)}), got both: {masks}")
-    where = distribution or (HeadScans() if of_ct else Distribution())
+    where = distribution or (HeadScans() if is_of_ct(masks) else Distribution())
     modality = ct if isinstance(where, HeadScans) else mri
     series = Series(Path(folder), on, distribution=where, seed=seed)
     cells = [
@@ -142,6 +139,14 @@ def tune(
         }
         write_run(out, record, overwrite=overwrite)
     return record
+
+
+def is_of_ct(masks: Sequence[str]) -> bool:
+    """Whether these are kinds of undersampling of CT; InputError if only some are."""
+    of_ct = set(masks) & set(ct.PARTS)
+    if of_ct and of_ct != set(masks):
+        raise InputError(f"tuning: expected masks of MRI or those of CT ({', '.join(ct.PARTS)}), got both: {masks}")
+    return bool(of_ct)
 
 
 def _piece(series: Series, settings: Settings, index: int) -> tuple[str, Callable[[Progress | None], dict[str, float]]]:

@@ -14,6 +14,7 @@ from ct_scans import ELLIPSES, FAN, GRID, PARALLEL, PHOTONS, angles, fan_scan, n
 from operators.ct import XRay
 from operators.geometry import FanBeam, Geometry, Grid, ParallelBeam
 from recon.ct import CTScan, PreparedCT, likelihood, logarithm, mean_attenuation, noise_of, prepare
+from recon.ct_simulation import simulate_series
 from recon.ct_undersampling import Part, choose_views, undersample
 from recon.errors import InputError
 from recon.pipeline import reconstruct
@@ -301,3 +302,17 @@ def test_rays_and_grid_that_do_not_fit_are_told(grid: Grid, said: str) -> None:
     scan = replace(fan_scan(), grid=grid)
     with pytest.raises(InputError, match=said):
         reconstruct(scan, method="fbp")
+
+
+@pytest.mark.parametrize(("index", "views", "found"), [(17, None, 1.68e5), (17, 30, 1.06e5), (6, 30, 5.4e4)], ids=str)
+def test_photons_of_a_head_are_found_as_the_docstring_says(
+    data_dir: Path, index: int, views: int | None, found: float
+) -> None:
+    """2e5 of them: nearly all from views near to each other, fewer where the object's edges are taken for noise."""
+    path = data_dir / "ct" / "dcm_qa_ct_GE_head_28.tar.xz"
+    scan = simulate_series(
+        path, shape=(256, 256), slices=(index, index + 1), views=240, photons=2e5, electronic=0.0, seed=17
+    )
+    part = Part(choose_views(scan.geometry, views=views))
+    given = undersample(replace(scan, photons=None), part, stream=(0,))
+    assert noise_of(given).photons == pytest.approx(found, rel=0.1)

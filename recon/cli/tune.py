@@ -69,8 +69,9 @@ def calibrate(
     """Find the factor that makes a sampler's intervals hold what they promise, on simulated scans: of MRI, or of CT
     where --views, --angular-range or --dose are given."""
     from ..calibrate import calibrate as run
+    from ..calibrate import is_of_ct
 
-    is_ct = not (views is angular_range is dose is None)
+    is_ct = is_of_ct(views, angular_range, dose)
     with progress_bar() as progress:
         path, record = run(
             folder,
@@ -158,10 +159,10 @@ def tune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a record that is there.")] = False,
 ) -> None:
     """Choose a method's options on simulated scans, whose truth is known: of MRI, or of CT."""
-    from ..modalities.ct import PARTS
+    from ..tune import is_of_ct
     from ..tune import tune as run
 
-    is_ct = set(masks.split(",")) <= set(PARTS)
+    is_ct = is_of_ct(masks.split(","))
     with progress_bar() as progress:
         record = run(
             folder,
